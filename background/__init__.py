@@ -1,0 +1,37 @@
+"""Run slow calls in the background, and wait for all of them once.
+
+>>> from background import background, flush
+>>> drawn = []
+>>> @background
+... def plot(step):
+...     drawn.append(step)      # slow in real life: a network, a disk, a drawing
+>>> for step in range(3):
+...     future = plot(step)     # returns at once
+>>> flush()                     # every call is done
+>>> drawn
+[0, 1, 2]
+
+A call returns a `Future` at once; a worker thread runs the calls one at a time, in the order
+in which they were made. `flush()` waits for all of them, and so does the program's end. A
+failure reaches you once: through its future if you keep it, else through the logger
+`background`, with the place of the call. `flush(check=True)` raises all that nobody saw.
+"""
+
+from background._decorator import background
+from background._errors import BackgroundError, FlushTimeout
+from background._call import Future
+from background._executors.inline import InlineExecutor
+from background._executors.threads import ThreadExecutor
+from background._runtime import configure, flush, stats
+
+__all__ = [
+    "BackgroundError",
+    "FlushTimeout",
+    "Future",
+    "InlineExecutor",
+    "ThreadExecutor",
+    "background",
+    "configure",
+    "flush",
+    "stats",
+]

@@ -1,0 +1,810 @@
+"""One call and its Future, and the ledger of the calls that are not done.
+
+A call is made by `put`, which writes it into the ledger and hands it to an executor. From
+there exactly one thread may take it (`Call._take`): a worker to run it, a thread that waits
+for it, or `cancel`. Whoever took it ends it, once, by `Call._end`.
+
+Nothing here is guarded by a lock. Callers run in signal handlers, in `__del__` and under
+the locks of others, where a lock of ours could be held by the very code that was
+interrupted. Instead each step rests on one operation that is atomic with and without the
+GIL (CPython runs it under the object's own lock in free-threaded builds): `list.pop`,
+`dict[key] = value`, `del dict[key]`, `dict.setdefault`, a store into a slot.
+"""
+
+from __future__ import annotations
+
+import asyncio.events
+import concurrent.futures
+import contextvars
+import logging
+import os
+import sys
+import threading
+import traceback
+import weakref
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import CancelledError, InvalidStateError
+from contextlib import suppress
+from functools import partial
+from itertools import islice
+from queue import Empty, SimpleQueue
+from time import monotonic
+from types import CodeType, FrameType
+from typing import Any, ParamSpec, TypeVar
+
+__all__ = [
+    "Call",
+    "Drain",
+    "Executor",
+    "Future",
+    "Thread",
+    "describe",
+    "failures",
+    "log_unseen",
+    "logger",
+    "pending",
+    "put",
+    "run_here",
+    "start_afresh",
+    "this_thread",
+    "threads",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+logger = logging.getLogger("background")
+
+# The states are the standard library's own words: its `wait` and `as_completed` compare them.
+PENDING = "PENDING"
+RUNNING = "RUNNING"
+ENDING = "ENDING"  # ours: no longer running, not yet done; to the standard library not done
+CANCELLED = "CANCELLED_AND_NOTIFIED"
+FINISHED = "FINISHED"
+
+
+class Future(concurrent.futures.Future[T]):
+    """The outcome of a call, now or later: a `concurrent.futures.Future` that can be awaited."""
+
+    __slots__ = ()
+
+    def __await__(self) -> Generator[Any, None, T]:
+        """Wait for the outcome on any asyncio event loop.
+
+        Cancelling the waiting task ends the wait and leaves the call alone, so that several
+        tasks may wait for one call; `cancel` cancels the call.
+        """
+        if not self.done():
+            loop = asyncio.events.get_running_loop()
+            woken = loop.create_future()
+
+            def wake() -> None:
+                if not woken.done():
+                    woken.set_result(None)
+
+            def tell(_: concurrent.futures.Future[T]) -> None:
+                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                    loop.call_soon_threadsafe(wake)
+
+            self.add_done_callback(tell)
+            yield from woken
+        try:
+            return self.result()
+        except CancelledError:
+            raise asyncio.CancelledError from None
+
+
+class Thread:
+    """What a thread has done for us and does now; written by that thread alone.
+
+    The counts are kept a thread each because `count += 1` on a shared number loses
+    increments; `stats` adds them up.
+    """
+
+    __slots__ = (
+        "blocked",
+        "call",
+        "cancelled",
+        "dropped",
+        "failed",
+        "ident",
+        "looked",
+        "queue",
+        "ran",
+        "running",
+        "settling",
+        "succeeded",
+        "waited",
+        "waits_for",
+    )
+
+    def __init__(self, ident: int) -> None:
+        self.ident = ident
+        self.call: Call[Any] | None = None  # the call that runs here now, the innermost one
+        self.queue: object = None  # the queue whose worker this thread is
+        self.waits_for: Call[Any] | None = None  # what the running call waits for
+        # Set from the moment at which a call leaves the ledger until this thread has let go
+        # of it: the time at which that call was made. `flush` waits for it too, so that a
+        # failure that nobody can look at any more is logged before `flush` returns.
+        self.settling: float | None = None
+        self.running = self.succeeded = self.failed = self.cancelled = self.dropped = 0
+        self.looked = 0  # failures that somebody looked at, since the last clearing
+        self.waited = self.ran = self.blocked = 0.0  # seconds
+
+
+# The ledger: every call that is not done, in the order in which they were made.
+pending: dict[Call[Any], None] = {}
+# By thread ident. An entry outlives its thread and is taken over by the next thread of the
+# same ident, so there are never more than there were threads at once.
+threads: dict[int, Thread] = {}
+_drains: list[Drain] = []
+
+_FILE = Future.__await__.__code__.co_filename
+_get_ident = threading.get_ident
+_copy_context = contextvars.copy_context
+
+
+def this_thread() -> Thread:
+    """Return the running thread's entry."""
+    ident = _get_ident()
+    return threads.get(ident) or threads.setdefault(ident, Thread(ident))
+
+
+class Call(Future[T]):
+    """One call and its future, in one object: a call that waits costs no more than this.
+
+    The fields of the standard future are slots here; its condition, waiters and callbacks
+    are made when somebody first asks for them, which for most calls is never.
+    """
+
+    __slots__ = (
+        "_born",
+        "_callbacks",
+        "_claim",
+        "_code",
+        "_context",
+        "_error",
+        "_executor",
+        "_function",
+        "_kwargs",
+        "_lock",
+        "_offset",
+        "_owner",
+        "_result",
+        "_since",
+        "_state",
+        "_waiting",
+    )
+    _result: T
+    _function: Any  # what to call; the name for messages once the call is done
+    _executor: Executor
+
+    def __init__(
+        self,
+        executor: Executor,
+        function: Callable[..., T],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        frame: FrameType,
+    ) -> None:
+        # Not super().__init__(): it makes the condition and its lock, most of a future's cost.
+        self._state = PENDING
+        self._error: BaseException | None = None
+        self._lock: threading.Condition | None = None
+        self._waiting: list[Any] | None = None
+        self._callbacks: list[Callable[[Any], object]] | None = None
+        # Whoever pops the arguments out of here may run or cancel the call: it is one list
+        # operation, so there is one winner, whichever threads try.
+        self._claim = [args]
+        self._function = function
+        self._kwargs = kwargs
+        self._executor = executor
+        self._context = _copy_context()
+        # The place of the call, turned into a line only if somebody asks. The frame itself
+        # would keep the caller's locals alive.
+        self._code: CodeType = frame.f_code
+        self._offset = frame.f_lasti
+        self._owner: Thread | None = None  # the thread that runs it
+        self._since = monotonic()  # in its state: waiting since, then running since
+        here = threads.get(_get_ident())
+        # A call made by a call counts as made when that one was: who waits for the one
+        # waits for the other.
+        self._born: float = self._since if here is None or here.call is None else here.call._born
+
+    # -- Running: by the thread that took the call --------------------------------------
+
+    def _run(self, here: Thread) -> threading.Condition | None:
+        """Run the call, unless it was taken; the caller then lets go of it and calls `let_go`."""
+        try:
+            args = self._claim.pop()
+        except IndexError:
+            return None
+        outer = self._start(here)
+        function, kwargs, context = self._function, self._kwargs, self._context
+        try:
+            if kwargs:
+                result = context.run(function, *args, **kwargs)
+            else:
+                result = context.run(function, *args)
+        except BaseException as error:
+            # The traceback keeps the frames that the exception passed, this one included,
+            # and with it every local: let go of what must not live as long as it.
+            del args, function, kwargs, context
+            self._fail(error)
+            state = self._end(here, outer)
+            del self, outer
+            return state
+        del args, function, kwargs, context
+        here.succeeded += 1
+        self._result = result
+        return self._end(here, outer)
+
+    def _start(self, here: Thread) -> Call[Any] | None:
+        outer = here.call
+        here.call = self
+        now = monotonic()
+        here.waited += now - self._since
+        here.running += 1
+        self._since = now
+        self._owner = here
+        self._state = RUNNING
+        return outer
+
+    def _fail(self, error: BaseException) -> None:
+        """Take an error as the outcome, with a note that says which call it was."""
+        name = describe(self)
+        with suppress(Exception):  # an exception that takes no notes is still the outcome
+            if name not in getattr(error, "__notes__", ()):
+                BaseException.add_note(error, name)
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == _FILE:
+            trace = trace.tb_next
+        error.__traceback__ = trace
+        self._error = error
+        self._function = Unseen(error, name)
+        this_thread().failed += 1
+
+    def _end(self, here: Thread, outer: Call[Any] | None) -> threading.Condition | None:
+        """Make the outcome known; return the condition whose waiters are still to be woken."""
+        now = monotonic()
+        # Nothing is called from here to the state: Ctrl-C can't come between.
+        here.ran += now - self._since
+        here.running -= 1
+        self._state = ENDING
+        condition = self._settle(FINISHED)
+        here.call = outer
+        self._leave(here)
+        return condition
+
+    def _settle(self, state: str) -> threading.Condition | None:
+        """Go from `ENDING` to done.
+
+        A future that nobody has asked for its condition yet goes there without one. The
+        race with somebody who asks just now, step by step: we store ENDING (1), then look
+        for a condition (2); `_shared` stores the condition (3), then looks at the state
+        (4). The stores to one object have an order, so either (2) sees the condition and
+        the state changes under it, or (4) sees ENDING and waits for the change, and we see
+        its condition when we look once more (5). Nobody holds the condition and sees the
+        state change.
+        """
+        self._state = ENDING  # (1)
+        self._context = self._kwargs = None  # type: ignore[assignment]  # C6: a done call holds nothing
+        if type(self._function) is not Unseen:
+            self._function = None
+        callbacks = None
+        condition = self._lock  # (2)
+        if condition is None:
+            self._state = state
+            return self._lock  # (5)
+        with condition:
+            self._state = state
+            callbacks, self._callbacks = self._callbacks, None
+            for waiter in self._waiting or ():
+                if state is CANCELLED:
+                    waiter.add_cancelled(self)
+                elif self._error is None:
+                    waiter.add_result(self)
+                else:
+                    waiter.add_exception(self)
+        for callback in callbacks or ():
+            self._call_back(callback)
+        return condition
+
+    def _leave(self, here: Thread) -> None:
+        here.settling = self._born
+        pending.pop(self, None)
+        for drain in _drains:
+            drain.left.discard(self)
+
+    def _retract(self) -> bool:
+        """Take the call so that it never runs; return whether it could still be taken."""
+        try:
+            self._claim.pop()
+        except IndexError:
+            return False
+        here = self._owner = this_thread()
+        here.waited += monotonic() - self._since
+        condition = self._settle(CANCELLED)
+        self._leave(here)
+        let_go(here, condition)
+        self._executor._forget(self)
+        return True
+
+    def _call_back(self, callback: Callable[[Any], object]) -> None:
+        try:
+            callback(self)
+        except BaseException:  # also SystemExit: it would end the worker
+            logger.exception("a done callback of %s failed", describe(self))
+
+    def _abandon(self, here: Thread, error: BaseException) -> None:
+        """End a call whose steps were interrupted between two of them."""
+        outer = None if here.call is self else here.call
+        if self._state is PENDING:
+            self._start(here)
+        if self._state is RUNNING:
+            self._fail(error)
+            condition = self._end(here, outer)
+        else:
+            condition = self._settle(FINISHED)
+            self._leave(here)
+        let_go(here, condition)
+
+    # -- The standard future, without its lock ------------------------------------------
+
+    def _shared(self) -> threading.Condition:
+        """Return the condition that all who wait for this call share; the first one makes it."""
+        condition = self._lock
+        if condition is None:
+            # All who race here get the same one: dict.setdefault decides.
+            condition = self.__dict__.setdefault("condition", threading.Condition())
+            self._lock = condition  # (3)
+        if self._state is ENDING and self._owner is not threads.get(_get_ident()):  # (4)
+            with condition:
+                while self._state is ENDING:
+                    condition.wait()
+        return condition
+
+    @property
+    def _condition(self) -> threading.Condition:  # type: ignore[override]
+        # The standard `wait` and `as_completed` come here before they wait. In a worker a
+        # call that has not started would never start: run it (F4).
+        self._help()
+        return self._shared()
+
+    @property
+    def _waiters(self) -> list[Any]:  # read by the standard library under the condition
+        if self._waiting is None:
+            self._waiting = []
+        return self._waiting
+
+    def cancel(self) -> bool:
+        """Cancel the call unless it has started; return whether it is cancelled."""
+        if not self._retract():
+            return self._state is CANCELLED
+        this_thread().cancelled += 1
+        return True
+
+    def cancelled(self) -> bool:
+        """Return whether the call was cancelled before it started."""
+        return self._state is CANCELLED
+
+    def running(self) -> bool:
+        """Return whether the call has started and is not done."""
+        return self._state in (RUNNING, ENDING)
+
+    def done(self) -> bool:
+        """Return whether the call has an outcome or was cancelled."""
+        state = self._state
+        return state is FINISHED or state is CANCELLED
+
+    def result(self, timeout: float | None = None) -> T:
+        """Return what the call returned, or raise what it raised; wait at most `timeout` seconds."""
+        error = self.exception(timeout)
+        if error is None:
+            return self._result
+        try:
+            raise error
+        finally:
+            # The traceback holds this frame, and this frame the error and the future.
+            del self, error
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return what the call raised, or None; wait at most `timeout` seconds for it."""
+        if not self.done():
+            self._wait(timeout)
+        if self._state is CANCELLED:
+            raise CancelledError
+        if self._error is not None:
+            self._look()
+        return self._error
+
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Call `fn(future)` once the call is done: in its worker, or now if it is done."""
+        if not self.done():
+            with self._shared():
+                if not self.done():
+                    if self._callbacks is None:
+                        self._callbacks = []
+                    self._callbacks.append(fn)
+                    return
+        self._call_back(fn)
+
+    def set_result(self, result: T) -> None:
+        """Raise `InvalidStateError`: the outcome of a call is set by its executor alone."""
+        raise InvalidStateError(f"{describe(self)} gets its outcome from its executor")
+
+    def set_exception(self, exception: BaseException | None) -> None:
+        """Raise `InvalidStateError`: the outcome of a call is set by its executor alone."""
+        raise InvalidStateError(f"{describe(self)} gets its outcome from its executor")
+
+    def __repr__(self) -> str:
+        state = self._state
+        if state is FINISHED:
+            error = self._error
+            outcome = type(self._result if error is None else error).__name__
+            state = f"{'returned' if error is None else 'raised'} {outcome}"
+        return f"<Future of {describe(self)}: {state.partition('_')[0].lower() if state.isupper() else state}>"
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            f"the Future of {describe(self)} can't be pickled: it belongs to this process; "
+            "pass on its result() instead"
+        )
+
+    # -- Waiting ------------------------------------------------------------------------
+
+    def _wait(self, timeout: float | None) -> None:
+        self._executor._wake()
+        here = threads.get(_get_ident())
+        if here is None or here.call is None:
+            return self._block(timeout)
+        if self._help():
+            return None
+        here.waits_for = self  # before the look around: of two that wait, the second one sees both
+        try:
+            if _held_up_by(self, here, set()):
+                if self._claim:  # it waits for a worker that waits for us
+                    let_go(here, self._run(here))
+                    return None
+                raise RuntimeError(
+                    f"{describe(here.call)} waits for {describe(self)}, which can't end before it: "
+                    "that wait would never end; return the future instead of waiting for it"
+                )
+            return self._block(timeout)
+        finally:
+            here.waits_for = None
+
+    def _block(self, timeout: float | None) -> None:
+        deadline = None if timeout is None else monotonic() + timeout
+        condition = self._shared()
+        with condition:
+            while not self.done():
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"{describe(self)} is not done after {timeout} s")
+                condition.wait(left)
+
+    def _help(self) -> bool:
+        """Run the call if this thread is a worker that it waits for; return whether it is done."""
+        here = threads.get(_get_ident())
+        if here is None or here.queue is None or here.call is None:
+            return False
+        if self._claim and self._executor._serves(here):
+            let_go(here, self._run(here))
+        return self.done()
+
+    def _look(self) -> None:
+        """Note that somebody has seen the failure."""
+        unseen = self._function
+        if type(unseen) is Unseen:
+            unseen.look()
+            self._function = unseen.name
+
+
+def let_go(here: Thread, condition: threading.Condition | None) -> None:
+    """Wake those who wait for a call that this thread has just let go of."""
+    here.settling = None
+    if condition is not None:
+        with condition:
+            condition.notify_all()
+    for drain in _drains:
+        if not drain.left and drain.bell.empty():
+            drain.bell.put(None)
+
+
+def _held_up_by(call: Call[Any], here: Thread, seen: set[Call[Any]]) -> bool:
+    """Tell whether `call` can't end before the thread `here` goes on."""
+    if call.done() or call in seen:
+        return False
+    seen.add(call)
+    if call._claim:
+        owners = call._executor._workers()
+    else:
+        owners = [] if call._owner is None else [call._owner]
+    return bool(owners) and all(
+        owner is here
+        or (owner.waits_for is not None and _held_up_by(owner.waits_for, here, seen))
+        for owner in owners
+    )
+
+
+# -- The ledger --------------------------------------------------------------------------
+
+
+def put(
+    executor: Executor,
+    function: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    frame: FrameType,
+) -> Call[T]:
+    """Make a call: write it into the ledger and hand it to its executor.
+
+    What the caller pays for, measured on CPython 3.11 in a burst (nanoseconds): the wrapper
+    and `_getframe` 500, the call's slots 200, the context 30, the clock 55, the claim 35,
+    this thread's entry 55, the ledger 30, the worker's queue and bell 40.
+    """
+    call = Call(executor, function, args, kwargs, frame)
+    # Ctrl-C can strike between any two lines. Before the try nothing is written, inside it
+    # everything is taken back: a call is made whole or not at all.
+    try:
+        pending[call] = None
+        executor._accept(call)
+    except BaseException:
+        call._retract()  # unless somebody took it already: then it runs
+        raise
+    return call
+
+
+def run_here(call: Call[Any]) -> None:
+    """Run a call on the caller's thread, unless it was taken."""
+    here = this_thread()
+    try:
+        let_go(here, call._run(here))
+    except BaseException as error:  # Ctrl-C between two of our own lines
+        if not call.done():
+            call._abandon(here, error)
+        raise
+    if isinstance(call._error, KeyboardInterrupt):
+        raise call._error  # Ctrl-C in the call is meant for the program
+
+
+class Executor(concurrent.futures.Executor):
+    """What every executor of this package is; `_accept` is the seam.
+
+    A new executor takes a call and sees to it that somebody runs it by `Call._run`, then
+    calls `let_go`; `submit` and everything else follow from that.
+    """
+
+    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
+        """Call `fn(*args, **kwargs)` in the background and return its future at once."""
+        return put(self, fn, args, kwargs or None, sys._getframe(1))
+
+    @abstractmethod
+    def _accept(self, call: Call[Any]) -> None:
+        """Take a call, or raise: then it was not made."""
+
+    def _forget(self, call: Call[Any]) -> None:
+        """Drop a call that was cancelled."""
+
+    def _wake(self) -> None:
+        """See to it that workers look at what waits: somebody waits for it."""
+
+    def _serves(self, here: Thread) -> bool:
+        """Tell whether the thread may run this executor's waiting calls while it waits."""
+        return False
+
+    def _workers(self) -> list[Thread]:
+        """Return the threads without which no waiting call starts."""
+        return []
+
+
+def describe(call: Call[Any]) -> str:
+    """Return `plot(…), called at train.py:42 in main`."""
+    function = call._function
+    name = function.name if type(function) is Unseen else function
+    if name is None:
+        return f"the call at {place(call)}"
+    if isinstance(name, str):
+        return name
+    inner = name
+    while isinstance(inner, partial):
+        inner = inner.func
+    title = type(inner).__qualname__
+    with suppress(Exception):  # a callable may answer for its attributes by code of its own
+        title = str(inner.__qualname__)
+    return f"{title.rpartition('<locals>.')[2]}(…), called at {place(call)}"
+
+
+def place(call: Call[Any]) -> str:
+    """Return where a call was made: `train.py:42 in main`."""
+    code = call._code
+    # One entry for every unit of two bytes; the offset counts bytes.
+    line = next(islice(code.co_positions(), call._offset // 2, None))[0] or code.co_firstlineno
+    return f"{os.path.basename(code.co_filename)}:{line} in {code.co_qualname.rpartition('.')[2]}"
+
+
+class Drain:
+    """A wait for every call made before a moment, and for those that they make."""
+
+    def __init__(self, before: float) -> None:
+        self.before = before
+        self.left: set[Call[Any]] = set()
+        self.bell: SimpleQueue[None] = SimpleQueue()
+
+    def __enter__(self) -> Drain:
+        _drains.append(self)
+        for executor in {call._executor for call in list(pending)}:
+            executor._wake()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _drains.remove(self)
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Return True once all is done, False if that takes longer than `seconds`."""
+        deadline = None if seconds is None else monotonic() + seconds
+        while True:
+            if not self.left and not self._look():
+                return True
+            left = None if deadline is None else max(deadline - monotonic(), 0)
+            try:
+                self.bell.get(timeout=left)
+            except Empty:
+                return False
+
+    def _look(self) -> bool:
+        """Look through the ledger; return whether something is left."""
+        self.left = {call for call in list(pending) if call._born <= self.before}
+        # A worker takes its call off the ledger first and out of `left` second: what was
+        # done while we looked is either missing there now or taken out of here by it.
+        for call in list(self.left):
+            if call not in pending:
+                self.left.discard(call)
+        return bool(self.left) or any(
+            thread.settling is not None and thread.settling <= self.before
+            for thread in list(threads.values())
+        )
+
+    def calls(self) -> Iterator[Call[Any]]:
+        """Yield what is left, the running calls first, each group the oldest first."""
+        yield from sorted(self.left.copy(), key=lambda call: (call._owner is None, call._since))
+
+
+def start_afresh() -> None:
+    """Empty the ledger in the child of a fork, whose other threads are gone.
+
+    What the parent waits for will never be done here: it is cancelled, so that nobody waits
+    for it for ever. No callback runs: the child is not where they were meant to.
+    """
+    for call in list(pending):
+        call._claim.clear()
+        call.__dict__.pop("condition", None)  # may be held by a thread that is gone
+        call._lock = call._waiting = call._callbacks = None
+        call._state = CANCELLED
+    pending.clear()
+    threads.clear()
+    _drains.clear()
+    failures.clear()
+
+
+# -- Failures that nobody has looked at ---------------------------------------------------
+
+
+class Failures:
+    """The failures that nobody has looked at since the last `take`.
+
+    The first hundred exceptions are kept, the others counted.
+    """
+
+    KEPT = 100
+
+    def __init__(self) -> None:
+        self.errors: dict[object, BaseException] = {}
+        self.taken = 0  # how many have been raised
+        self.round = 0  # how often
+        self.said = 0  # how many of those that are left have been said
+
+    def __len__(self) -> int:
+        unseen = sum(thread.failed - thread.looked for thread in list(threads.values()))
+        # A failure is written down before it is counted: it may be in the one only.
+        return max(unseen - self.taken, len(self.errors))
+
+    def take(self) -> tuple[list[BaseException], int]:
+        """Return the kept exceptions and the count of all, which are looked at by this."""
+        count = len(self)
+        self.round += 1
+        self.said = 0
+        errors: list[BaseException] = []
+        while self.errors:
+            errors.append(self.errors.pop(next(iter(self.errors))))
+        count = max(count, len(errors))
+        self.taken += count
+        return errors, count
+
+    def untold(self) -> int:
+        """Return how many came since this was asked last."""
+        count = len(self)
+        said, self.said = self.said, count
+        return max(count - said, 0)
+
+    def clear(self) -> None:
+        """Forget all; for the child of a fork."""
+        self.__init__()  # type: ignore[misc]  # it has no subclass
+
+
+failures = Failures()
+_unseen: dict[int, weakref.ref[Unseen]] = {}
+
+
+class Unseen:
+    """Lives as long as a failed future at which nobody has looked, and logs it if it dies so.
+
+    Not `Future.__del__`: that would cost every call that succeeds. It doesn't refer to the
+    future, so that future, exception and traceback make no cycle.
+    """
+
+    __slots__ = ("__weakref__", "error", "key", "name", "round", "told")
+
+    def __init__(self, error: BaseException, name: str) -> None:
+        self.error = error
+        self.name = name
+        self.round = failures.round
+        self.told = [False]  # whoever pops it tells the failure, by log or by look, once
+        self.key = object() if len(failures.errors) < failures.KEPT else None
+        _unseen[id(self)] = weakref.ref(self)
+        if self.key is not None:
+            failures.errors[self.key] = error
+
+    def look(self) -> None:
+        """Note that somebody has seen the failure."""
+        if self._claim():
+            failures.errors.pop(self.key, None)
+            this_thread().looked += 1
+
+    def _claim(self) -> bool:
+        """Return whether nobody has been told of the failure, once."""
+        try:
+            self.told.pop()
+        except IndexError:
+            return False
+        _unseen.pop(id(self), None)
+        if self.key is not None:
+            return self.key in failures.errors
+        return self.round == failures.round
+
+    def log(self) -> None:
+        """Log the failure unless somebody has been told of it."""
+        if not self._claim():
+            return
+        error = self.error
+        logger.error(
+            "%s failed and nobody looked at it",
+            self.name,
+            exc_info=(type(error), error, error.__traceback__),
+        )
+        if self.key is not None:
+            clear_frames(error)  # it stays for `flush(check=True)`; what its frames hold needn't
+
+    def __del__(self) -> None:
+        self.log()
+
+
+def clear_frames(error: BaseException) -> None:
+    """Free the locals of the frames that an exception and its causes passed."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+
+
+def log_unseen() -> None:
+    """Log what nobody has looked at: the program ends, and nobody will."""
+    for reference in list(_unseen.values()):
+        unseen = reference()
+        if unseen is not None:
+            unseen.log()

@@ -1,0 +1,153 @@
+"""`@background`: the only place that knows wrapt."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, Protocol, TypeVar, overload
+
+import wrapt
+
+from background._call import Executor, Future, put
+from background._runtime import check_executor, settings
+
+__all__ = ["background"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
+
+_getframe = sys._getframe
+
+
+def _call(self: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+    return put(
+        self._self_executor or settings.executor, self.__wrapped__, args, kwargs, _getframe(1)
+    )
+
+
+def _reduce(self: Any) -> str:
+    # By name, as functions are: the name finds the decorated function.
+    return str(self.__qualname__)
+
+
+def _reduce_ex(self: Any, protocol: object) -> str:
+    return str(self.__qualname__)
+
+
+class BoundBackgroundFunction(wrapt.BoundFunctionWrapper):  # type: ignore[misc]  # untyped base
+    """A decorated method, bound to its instance or class."""
+
+    @property
+    def _self_executor(self) -> Executor | None:
+        return self._self_parent._self_executor  # type: ignore[no-any-return]
+
+    __call__ = _call
+
+
+class BackgroundFunction(wrapt.FunctionWrapper):  # type: ignore[misc]  # untyped base
+    """A decorated function.
+
+    Its own `__call__`, in place of a wrapper function that wrapt's would call: 0.4 µs a call
+    where that costs 1.1.
+    """
+
+    __bound_function_wrapper__ = BoundBackgroundFunction
+    __call__ = _call
+    __reduce__ = _reduce
+    __reduce_ex__ = _reduce_ex
+
+    def __init__(self, function: Any, executor: Executor | None) -> None:
+        super().__init__(function, _unused)
+        self._self_executor = executor
+
+
+def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
+    """Stand where wrapt wants a wrapper function; `__call__` never asks for it."""
+    return wrapped(*args, **kwargs)
+
+
+@overload
+def background(
+    function: classmethod[T, P, R], /, *, executor: Executor | None = None
+) -> classmethod[T, P, Future[R]]: ...
+@overload
+def background(
+    function: staticmethod[P, R], /, *, executor: Executor | None = None
+) -> staticmethod[P, Future[R]]: ...
+@overload
+def background(
+    function: Callable[P, R], /, *, executor: Executor | None = None
+) -> Callable[P, Future[R]]: ...
+@overload
+def background(*, executor: Executor | None = None) -> Decorator: ...
+def background(function: Any = None, /, *, executor: Executor | None = None) -> Any:
+    """Make the calls of a function run in the background and return futures at once.
+
+    Args:
+        function: a function, lambda, method, class or static method (either order),
+            `functools.partial`, callable instance or builtin.
+        executor: what runs the calls; by default that of `configure`, one worker thread.
+
+    Returns:
+        The function with its name, signature and documentation, whose calls return a
+        `Future`. With options alone, a decorator: `in_threads = background(executor=…)`.
+
+    Raises:
+        TypeError: the function is a class, a property, a generator function, `async def` or
+            can't be called, or an option is not what it should be; the message says what to
+            write instead.
+
+    >>> @background
+    ... def add(a, b):
+    ...     return a + b
+    >>> add(1, 2).result()
+    3
+    """
+    if executor is not None:
+        executor = check_executor(executor)
+
+    def decorate(function: Any) -> Any:
+        check_function(function)
+        return BackgroundFunction(function, executor)
+
+    return decorate if function is None else decorate(function)
+
+
+class Decorator(Protocol):
+    """What `background(executor=…)` returns."""
+
+    @overload
+    def __call__(self, function: classmethod[T, P, R], /) -> classmethod[T, P, Future[R]]: ...
+    @overload
+    def __call__(self, function: staticmethod[P, R], /) -> staticmethod[P, Future[R]]: ...
+    @overload
+    def __call__(self, function: Callable[P, R], /) -> Callable[P, Future[R]]: ...
+
+
+def check_function(function: Any) -> None:
+    """Raise a `TypeError` that says what to write instead of decorating this."""
+    what: str | None = None
+    inner = function.__func__ if isinstance(function, classmethod | staticmethod) else function
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    inners = [inner, getattr(type(inner), "__call__", None)]
+    if isinstance(function, type):
+        what = "a class: decorate its methods, or a function that makes an instance"
+    elif isinstance(inner, property):
+        what = "a property: decorate a method, or the function that the property calls"
+    elif isinstance(inner, BackgroundFunction | BoundBackgroundFunction):
+        what = "decorated already: one @background is enough"
+    elif not callable(inner):
+        what = "not callable: write @background over a function"
+    elif any(map(inspect.isgeneratorfunction, inners)) or any(
+        map(inspect.isasyncgenfunction, inners)
+    ):
+        what = "a generator function, which runs while it is iterated: return a list instead"
+    elif any(map(inspect.iscoroutinefunction, inners)):
+        what = "an async function: await it, or decorate a function that calls asyncio.run"
+    if what is not None:
+        name = getattr(inner, "__qualname__", None) or repr(inner)
+        raise TypeError(f"@background can't decorate {name}, which is {what}")

@@ -1,0 +1,41 @@
+"""The errors that the package itself raises."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["BackgroundError", "FlushTimeout"]
+
+
+class BackgroundError(ExceptionGroup[Exception]):
+    """The failures that nobody had looked at when `flush(check=True)` was called.
+
+    `exceptions` holds the first hundred of them, each with a note that says which call it
+    was and where it was made; `count` is the number of all. A `SystemExit` or the like, which
+    a group of exceptions can't hold, is the cause of a `RuntimeError` in its place.
+    """
+
+    count: int
+
+    def __new__(
+        cls, message: str, exceptions: Sequence[Exception], count: int | None = None
+    ) -> BackgroundError:
+        self = super().__new__(cls, message, exceptions)
+        self.count = len(exceptions) if count is None else count
+        return self
+
+    def derive(self, excs: Sequence[Exception], /) -> BackgroundError:
+        """Return a group of the same kind with other exceptions (`except*` and `split` use it)."""
+        return BackgroundError(self.message, excs)
+
+
+class FlushTimeout(TimeoutError):
+    """`flush` ended before its calls did; nothing is lost, and a later flush goes on.
+
+    `pending` is the number of calls that were not done, `calls` describes the first ten.
+    """
+
+    def __init__(self, message: str, pending: int = 0, calls: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.pending = pending
+        self.calls = calls

@@ -1,0 +1,1 @@
+"""The executors: siblings that don't know of one another."""

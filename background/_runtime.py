@@ -1,0 +1,324 @@
+"""The default executor, `flush`, `configure`, `stats`, and what happens at fork and exit."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from dataclasses import dataclass
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from background._call import (
+    Call,
+    Drain,
+    Executor,
+    describe,
+    failures,
+    log_unseen,
+    logger,
+    pending,
+    start_afresh,
+    threads,
+)
+from background._errors import BackgroundError, FlushTimeout
+from background._executors.threads import ThreadExecutor
+from background._workers import forget_workers
+
+if TYPE_CHECKING:
+    import concurrent.futures
+
+__all__ = ["Stats", "check_executor", "configure", "flush", "settings", "stats"]
+
+PATIENCE = 10.0  # seconds after which a wait says what holds it up; again at each tenfold
+
+
+class Settings:
+    """What `configure` sets."""
+
+    def __init__(self) -> None:
+        self.executor: Executor = ThreadExecutor()
+        self.exit_timeout: float | None = None
+
+
+settings = Settings()
+
+
+def check_executor(executor: object) -> Executor:
+    """Return the executor, or raise a `TypeError` that says what to write."""
+    if isinstance(executor, Executor):
+        return executor
+    hint = f"; write {executor.__name__}()" if isinstance(executor, type) else ""
+    raise TypeError(f"executor must be one of this package's executors, not {executor!r}{hint}")
+
+
+class configure:
+    """Set what holds for the whole program; as a context manager, until its block ends.
+
+    Args:
+        executor: what runs the calls of functions that name no executor of their own.
+        exit_timeout: how long the program's exit may wait for calls, in seconds; None, the
+            default, for as long as it takes. What is not done by then is dropped, and said.
+
+    What is not given stays as it is. Calls that were made before stay where they are.
+
+    >>> from background import InlineExecutor, background
+    >>> with configure(executor=InlineExecutor()):
+    ...     background(pow)(2, 10).result()
+    1024
+    """
+
+    _KEEP: Any = object()
+
+    def __init__(
+        self, *, executor: concurrent.futures.Executor = _KEEP, exit_timeout: float | None = _KEEP
+    ) -> None:
+        if executor is not self._KEEP:
+            executor = check_executor(executor)
+        if exit_timeout not in (self._KEEP, None):
+            if isinstance(exit_timeout, bool) or not isinstance(exit_timeout, int | float):
+                raise TypeError(f"exit_timeout must be seconds or None, not {exit_timeout!r}")
+            if not exit_timeout >= 0:
+                raise ValueError(f"exit_timeout must be at least 0 seconds, not {exit_timeout!r}")
+        self._before = vars(settings).copy()
+        given = {"executor": executor, "exit_timeout": exit_timeout}
+        vars(settings).update((k, v) for k, v in given.items() if v is not self._KEEP)
+
+    def __enter__(self) -> None:
+        """Do nothing: the settings hold since the call."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        vars(settings).update(self._before)
+
+
+def flush(timeout: float | None = None, *, check: bool = False) -> None:
+    """Wait for every call made before, on any thread, and every call that those make.
+
+    Args:
+        timeout: seconds after which to give up; None waits for as long as it takes.
+        check: raise the failures that nobody has looked at.
+
+    Raises:
+        FlushTimeout: the calls took longer; nothing is lost, and a later flush goes on.
+        BackgroundError: with `check`, calls failed since the last `flush(check=True)` and
+            nobody looked. Without it they are counted in one line of the log.
+        RuntimeError: it was called from inside a background call, which would wait for itself.
+
+    Ctrl-C ends the wait alone; the calls go on.
+
+    >>> from background import background
+    >>> future = background(pow)(2, 10)
+    >>> flush()
+    >>> future.done()
+    True
+    """
+    before = monotonic()
+    here = threads.get(threading.get_ident())
+    if here is not None and here.call is not None:
+        raise RuntimeError(
+            f"flush() inside {describe(here.call)} would wait for that call itself; "
+            "wait for single futures by result(), or flush where the call was made"
+        )
+    with Drain(before) as drain:
+        deadline = None if timeout is None else before + timeout
+        if not wait_and_tell(drain, deadline, "flush()"):
+            calls = list(drain.calls())
+            names = tuple(describe(call) for call in calls[:10])
+            raise FlushTimeout(
+                f"{len(calls)} calls are not done after {timeout} s: {', '.join(names[:3])}"
+                f"{', …' if len(calls) > 3 else ''}; they go on, flush again to wait for them",
+                len(calls),
+                names,
+            )
+    if check:
+        errors, count = failures.take()
+        if errors:
+            raise BackgroundError(
+                f"{count} background call{'s' * (count != 1)} failed and nobody looked"
+                + (f"; the first {len(errors)} follow" if count > len(errors) else ""),
+                [as_exception(error) for error in errors],
+                count,
+            )
+    elif count := failures.untold():
+        logger.warning(
+            "%d background call%s failed and nobody looked; flush(check=True) raises them",
+            count,
+            "s" * (count != 1),
+        )
+
+
+def as_exception(error: BaseException) -> Exception:
+    """Return the error, or an `Exception` whose cause it is."""
+    if isinstance(error, Exception):
+        return error
+    stand_in = RuntimeError(f"{type(error).__name__} in {(getattr(error, '__notes__', None) or ['a call'])[-1]}")
+    stand_in.__cause__ = error
+    return stand_in
+
+
+def wait_and_tell(drain: Drain, deadline: float | None, who: str) -> bool:
+    """Wait until the deadline; say what holds the wait up after ten seconds, a hundred, …"""
+    start = monotonic()
+    patience = PATIENCE
+    while True:
+        now = monotonic()
+        tell_at = start + patience
+        until = tell_at if deadline is None else min(deadline, tell_at)
+        if drain.wait(max(until - now, 0)):
+            return True
+        if deadline is not None and monotonic() >= deadline:
+            return False
+        if monotonic() >= tell_at:
+            tell(drain, who, monotonic() - start)
+            patience *= 10
+
+
+def tell(drain: Drain, who: str, seconds: float) -> None:
+    """Log which call holds a wait up and where it stands now (T2)."""
+    calls = list(drain.calls())
+    if calls:
+        first = calls[0]
+        logger.warning(
+            "%s has waited for %.0f s, for %d call%s: %s %s",
+            who,
+            seconds,
+            len(calls),
+            "s" * (len(calls) != 1),
+            describe(first),
+            standing(first),
+        )
+
+
+def standing(call: Call[Any]) -> str:
+    """Return for how long a call has run and at which line it stands."""
+    for_seconds = f"for {monotonic() - call._since:.0f} s"
+    owner = call._owner
+    if owner is None:
+        return f"has waited {for_seconds} to start"
+    frame = sys._current_frames().get(owner.ident)
+    if frame is None:
+        return f"runs {for_seconds}"
+    return (
+        f"runs {for_seconds} and stands at {frame.f_code.co_filename}:{frame.f_lineno} "
+        f"in {frame.f_code.co_qualname}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """How many calls there were, and the time that they took; see `stats`."""
+
+    submitted: int
+    waiting: int
+    running: int
+    succeeded: int
+    failed: int
+    cancelled: int
+    dropped: int
+    seconds_waiting: float
+    seconds_running: float
+    seconds_blocked: float
+
+
+def stats() -> Stats:
+    """Return the counts of all calls of this process so far.
+
+    submitted = waiting + running + succeeded + failed + cancelled + dropped, always. The
+    seconds are sums over calls: how long those that started had waited, how long those that
+    are done ran, and how long callers were held up.
+
+    The numbers are read while the workers go on, one after the other.
+    """
+    records = list(threads.values())
+    running = max(sum(record.running for record in records), 0)
+    waiting = max(len(pending) - running, 0)
+    done = {
+        name: sum(getattr(record, name) for record in records)
+        for name in ("succeeded", "failed", "cancelled", "dropped")
+    }
+    return Stats(
+        submitted=waiting + running + sum(done.values()),
+        waiting=waiting,
+        running=running,
+        **done,
+        seconds_waiting=sum(record.waited for record in records),
+        seconds_running=sum(record.ran for record in records),
+        seconds_blocked=sum(record.blocked for record in records),
+    )
+
+
+# -- Exit and fork -------------------------------------------------------------------------
+
+
+def drain_at_exit() -> None:
+    """Wait for all calls before the program ends (W3)."""
+    while pending:
+        with Drain(monotonic()) as drain:
+            try:
+                done = drain_or_tell(drain)
+                why = f"exit_timeout={settings.exit_timeout} s has passed"
+            except KeyboardInterrupt:
+                done, why = False, "interrupted"
+            if not done:
+                drop(drain, why)
+                break
+    log_unseen()
+
+
+def drain_or_tell(drain: Drain) -> bool:
+    """Wait as long as `exit_timeout` allows; say so if it takes more than a second."""
+    timeout = settings.exit_timeout
+    deadline = None if timeout is None else drain.before + timeout
+    if drain.wait(1.0 if timeout is None else min(1.0, timeout)):
+        return True
+    if timeout is None or timeout > 1.0:
+        count = sum(1 for _ in drain.calls())
+        logger.warning(
+            "the program's end waits for %d background call%s; Ctrl-C drops them",
+            count,
+            "s" * (count != 1),
+        )
+    return wait_and_tell(drain, deadline, "the program's end")
+
+
+def drop(drain: Drain, why: str) -> None:
+    """Cancel what has not started and say how many calls are dropped, and which one runs."""
+    running = [call for call in list(pending) if not call._claim]
+    count = sum(call.cancel() for call in list(pending))
+    logger.warning(
+        "%s: dropped %d background call%s that had not started%s",
+        why,
+        count,
+        "s" * (count != 1),
+        "".join(f"; {describe(call)} {standing(call)}, and is given up" for call in running),
+    )
+
+
+_forked = False
+
+
+def drain_in_forked_child() -> None:
+    # `multiprocessing` ends its forked children without atexit hooks, by this hook alone.
+    if _forked:
+        drain_at_exit()
+
+
+def after_fork() -> None:
+    """Start with an empty ledger and new workers in the child of a fork (W4)."""
+    global _forked
+    _forked = True
+    start_afresh()
+    forget_workers()
+
+
+atexit.register(drain_at_exit)
+if register := getattr(threading, "_register_atexit", None):
+    register(drain_in_forked_child)
+os.register_at_fork(after_in_child=after_fork)

@@ -1,0 +1,210 @@
+"""Worker threads over one queue: what `ThreadExecutor` is, and what others drive workers with."""
+
+from __future__ import annotations
+
+import _thread
+import itertools
+import threading
+import weakref
+from collections import deque
+from queue import SimpleQueue
+from typing import Any
+
+from background._call import Call, Executor, Thread, let_go, run_here, this_thread, threads
+
+__all__ = ["WorkerExecutor", "forget_workers"]
+
+_numbers = itertools.count(1)
+
+
+class Queue:
+    """What an executor shares with its workers, which must not keep the executor itself alive.
+
+    `calls` is the queue, and `bell` tells sleeping workers of it. Whoever appends a call
+    rings afterwards if the bell is empty; a worker takes the ring first and then everything
+    in the queue. So a call is never in the queue with all workers asleep and the bell
+    empty: if the appender finds a ring in the bell, the worker that takes it looks into the
+    queue later than the append. A ring too many costs a look, no more. The bell is a
+    SimpleQueue, which may be used in signal handlers and `__del__`.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.calls: deque[Call[Any]] = deque()
+        self.bell: SimpleQueue[None] = SimpleQueue()
+        self.workers: list[Worker] = []
+        self.short = True  # fewer workers than `size`
+        self.closed = False
+
+    def ring(self) -> None:
+        if self.bell.empty():
+            self.bell.put(None)
+
+
+class Worker:
+    """One worker thread of a queue, from the moment at which it is asked for."""
+
+    def __init__(self, queue: Queue) -> None:
+        self.queue = queue
+        self.thread: Thread | None = None  # set once it runs
+        self.idle = False
+        self.ended: SimpleQueue[None] = SimpleQueue()
+
+    def bootstrap(self, name: str) -> None:
+        """Start the worker on a `threading.Thread`, so that it has a name and can be seen.
+
+        On a bare thread, because `Thread.start` takes a lock that isn't reentrant: a call in
+        a signal handler that came while the program itself was inside `Thread.start` would
+        wait for that lock for ever.
+        """
+        try:
+            threading.Thread(target=self.work, name=name, daemon=True).start()
+        except RuntimeError:  # no further thread: this one will do
+            self.work()
+
+    def work(self) -> None:
+        """Run calls until the queue is closed and empty."""
+        here = self.thread = this_thread()
+        here.queue = queue = self.queue
+        calls, bell = queue.calls, queue.bell
+        while True:
+            try:
+                call = calls.popleft()
+            except IndexError:
+                # In this order: a call that was appended before the closing is seen.
+                if queue.closed and not calls:
+                    break
+                self.idle = True
+                bell.get()
+                self.idle = False
+                continue
+            if queue.size > 1 and calls and bell.empty():
+                bell.put(None)  # one ring wakes one worker; more calls want more
+            condition = call._run(here)
+            # Before anyone who waits for the call is woken: then its arguments, its result
+            # or its failure are theirs alone.
+            del call
+            let_go(here, condition)
+        here.queue = None
+        queue.workers.remove(self)
+        bell.put(None)  # for the other workers, and for the next one that looks
+        self.ended.put(None)
+
+
+class WorkerExecutor(Executor):
+    """An executor whose calls are run by worker threads, first in, first out."""
+
+    def __init__(self, max_workers: int, name: str) -> None:
+        if not isinstance(max_workers, int) or isinstance(max_workers, bool):
+            raise TypeError(f"max_workers must be a whole number, not {max_workers!r}")
+        if max_workers <= 0:
+            raise ValueError(f"max_workers must be at least 1, not {max_workers}")
+        self._name = name
+        self._queue = Queue(max_workers)
+        _executors.add(self)
+
+    def _accept(self, call: Call[Any]) -> None:
+        queue = self._queue
+        queue.calls.append(call)
+        if queue.bell.empty():
+            queue.bell.put(None)
+        # After the append: a worker that ends sees either the call or we the closing.
+        if queue.closed or queue.short:
+            self._attend(call)
+
+    def _attend(self, call: Call[Any]) -> None:
+        queue = self._queue
+        if queue.closed:
+            # Either a worker still took it before it ended, or it is taken back here.
+            if call._retract():
+                raise RuntimeError(
+                    "this executor was shut down: it takes no calls any more; "
+                    "make a new executor, or shut it down after the last call"
+                )
+        elif not any(worker.idle for worker in queue.workers):
+            self._hire(queue)
+
+    def _hire(self, queue: Queue) -> None:
+        worker = Worker(queue)
+        queue.workers.append(worker)
+        queue.short = len(queue.workers) < queue.size
+        if len(queue.workers) > queue.size:  # others hired meanwhile
+            queue.workers.remove(worker)
+            return
+        try:
+            _thread.start_new_thread(worker.bootstrap, (f"{self._name}-{next(_numbers)}",))
+        except RuntimeError:
+            # At the limit of threads, or at the interpreter's shutdown (E4).
+            queue.workers.remove(worker)
+            queue.short = True
+            while not queue.workers and queue.calls:
+                try:
+                    call = queue.calls.popleft()
+                except IndexError:
+                    break
+                run_here(call)
+
+    def _forget(self, call: Call[Any]) -> None:
+        # Looking for it takes time with their number; a worker passes over what is left.
+        if len(self._queue.calls) <= 1000:
+            try:
+                self._queue.calls.remove(call)
+            except ValueError:
+                pass
+
+    def _wake(self) -> None:
+        queue = self._queue
+        queue.ring()
+        if not queue.workers and queue.calls and not queue.closed:
+            self._hire(queue)
+
+    def _serves(self, here: Thread) -> bool:
+        return here.queue is self._queue
+
+    def _workers(self) -> list[Thread]:
+        workers = [worker.thread for worker in list(self._queue.workers)]
+        # One that has only been asked for is free to take the call.
+        return [] if None in workers else [thread for thread in workers if thread is not None]
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no further calls; with `wait`, return when the last one is done.
+
+        With `cancel_futures`, cancel those that have not started.
+        """
+        queue = self._queue
+        queue.closed = True
+        if cancel_futures:
+            for call in list(queue.calls):
+                call.cancel()
+        if queue.calls and not queue.workers:
+            self._hire(queue)
+        queue.bell.put(None)
+        if wait:
+            here = threads.get(_thread.get_ident())
+            for worker in list(queue.workers):
+                if worker.thread is None or worker.thread is not here:
+                    worker.ended.get()
+                    worker.ended.put(None)  # for the next one who waits
+
+    def __del__(self) -> None:
+        if queue := getattr(self, "_queue", None):  # its workers run what waits, then end
+            queue.closed = True
+            queue.bell.put(None)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(max_workers={self._queue.size})"
+
+
+_executors: weakref.WeakSet[WorkerExecutor] = weakref.WeakSet()
+
+
+def forget_workers() -> None:
+    """Give every executor a new queue in the child of a fork, where its workers are gone."""
+    for executor in list(_executors):
+        queue = Queue(executor._queue.size)
+        queue.closed = executor._queue.closed
+        # A worker that forked finds its queue closed when it comes back from its call.
+        executor._queue.calls.clear()
+        executor._queue.closed = True
+        executor._queue.bell = SimpleQueue()
+        executor._queue = queue
