@@ -49,6 +49,7 @@ __all__ = [
     "start_afresh",
     "this_thread",
     "threads",
+    "waiting",
 ]
 
 P = ParamSpec("P")
@@ -136,6 +137,10 @@ class Thread:
 
 # The ledger: every call that is not done, in the order in which they were made.
 pending: dict[Call[Any], None] = {}
+# The arguments of those that nobody has taken. Whoever pops them may run or cancel the call:
+# it is one dict operation, so there is one winner, whichever threads try. (A one-element
+# list in each call would do, too, but costs 30 bytes and a fifth of the collector's work more.)
+waiting: dict[Call[Any], tuple[Any, ...]] = {}
 # By thread ident. An entry outlives its thread and is taken over by the next thread of the
 # same ident, so there are never more than there were threads at once.
 threads: dict[int, Thread] = {}
@@ -162,7 +167,6 @@ class Call(Future[T]):
     __slots__ = (
         "_born",
         "_callbacks",
-        "_claim",
         "_code",
         "_context",
         "_error",
@@ -185,7 +189,6 @@ class Call(Future[T]):
         self,
         executor: Executor,
         function: Callable[..., T],
-        args: tuple[Any, ...],
         kwargs: dict[str, Any] | None,
         frame: FrameType,
     ) -> None:
@@ -195,9 +198,6 @@ class Call(Future[T]):
         self._lock: threading.Condition | None = None
         self._waiting: list[Any] | None = None
         self._callbacks: list[Callable[[Any], object]] | None = None
-        # Whoever pops the arguments out of here may run or cancel the call: it is one list
-        # operation, so there is one winner, whichever threads try.
-        self._claim = [args]
         self._function = function
         self._kwargs = kwargs
         self._executor = executor
@@ -217,40 +217,35 @@ class Call(Future[T]):
 
     def _run(self, here: Thread) -> threading.Condition | None:
         """Run the call, unless it was taken; the caller then lets go of it and calls `let_go`."""
-        try:
-            args = self._claim.pop()
-        except IndexError:
+        args = waiting.pop(self, None)
+        if args is None:
             return None
-        outer = self._start(here)
-        function, kwargs, context = self._function, self._kwargs, self._context
-        try:
-            if kwargs:
-                result = context.run(function, *args, **kwargs)
-            else:
-                result = context.run(function, *args)
-        except BaseException as error:
-            # The traceback keeps the frames that the exception passed, this one included,
-            # and with it every local: let go of what must not live as long as it.
-            del args, function, kwargs, context
-            self._fail(error)
-            state = self._end(here, outer)
-            del self, outer
-            return state
-        del args, function, kwargs, context
-        here.succeeded += 1
-        self._result = result
-        return self._end(here, outer)
-
-    def _start(self, here: Thread) -> Call[Any] | None:
         outer = here.call
-        here.call = self
         now = monotonic()
+        # Nothing is called from here to the try: Ctrl-C can't come between.
+        here.call = self
         here.waited += now - self._since
         here.running += 1
         self._since = now
         self._owner = here
         self._state = RUNNING
-        return outer
+        try:
+            if self._kwargs is None:
+                result = self._context.run(self._function, *args)
+            else:
+                result = self._context.run(self._function, *args, **self._kwargs)
+        except BaseException as error:
+            self._fail(error)
+        else:
+            here.succeeded += 1
+            self._result = result
+            del result
+        condition = self._settle(here, FINISHED)
+        here.call = outer
+        # The traceback of a failure keeps the frames that it passed, this one included, and
+        # so its locals, the future among them: they must not live as long as it.
+        del self, args, outer
+        return condition
 
     def _fail(self, error: BaseException) -> None:
         """Take an error as the outcome, with a note that says which call it was."""
@@ -266,38 +261,42 @@ class Call(Future[T]):
         self._function = Unseen(error, name)
         this_thread().failed += 1
 
-    def _end(self, here: Thread, outer: Call[Any] | None) -> threading.Condition | None:
-        """Make the outcome known; return the condition whose waiters are still to be woken."""
-        now = monotonic()
-        # Nothing is called from here to the state: Ctrl-C can't come between.
-        here.ran += now - self._since
-        here.running -= 1
-        self._state = ENDING
-        condition = self._settle(FINISHED)
-        here.call = outer
-        self._leave(here)
-        return condition
+    def _settle(self, here: Thread, state: str) -> threading.Condition | None:
+        """Make the outcome known; return the condition whose waiters are still to be woken.
 
-    def _settle(self, state: str) -> threading.Condition | None:
-        """Go from `ENDING` to done.
-
-        A future that nobody has asked for its condition yet goes there without one. The
-        race with somebody who asks just now, step by step: we store ENDING (1), then look
-        for a condition (2); `_shared` stores the condition (3), then looks at the state
-        (4). The stores to one object have an order, so either (2) sees the condition and
-        the state changes under it, or (4) sees ENDING and waits for the change, and we see
-        its condition when we look once more (5). Nobody holds the condition and sees the
-        state change.
+        A future that nobody has asked for its condition yet is done without one. The race
+        with somebody who asks just now, step by step: we store ENDING (1), then look for a
+        condition (2); `_shared` stores the condition (3), then looks at the state (4). The
+        stores to one object have an order, so either (2) sees the condition and the state
+        changes under it, or (4) sees ENDING and waits for the change, and we see its
+        condition when we look once more (5). Nobody holds the condition and sees the state
+        change.
         """
+        now = monotonic()
+        if self._state is RUNNING:
+            here.ran += now - self._since
+            here.running -= 1
+        elif self._state is PENDING:
+            here.waited += now - self._since
         self._state = ENDING  # (1)
-        self._context = self._kwargs = None  # type: ignore[assignment]  # C6: a done call holds nothing
-        if type(self._function) is not Unseen:
+        self._context = self._kwargs = None  # C6: a call that is done holds nothing
+        if self._error is None:
             self._function = None
-        callbacks = None
         condition = self._lock  # (2)
         if condition is None:
             self._state = state
-            return self._lock  # (5)
+            condition = self._lock  # (5)
+        else:
+            self._publish(condition, state)
+        # It leaves the ledger after its callbacks: `flush` waits for them, too.
+        here.settling = self._born
+        pending.pop(self, None)
+        for drain in _drains:
+            drain.left.discard(self)
+        return condition
+
+    def _publish(self, condition: threading.Condition, state: str) -> None:
+        """Become done before the eyes of those who share the condition."""
         with condition:
             self._state = state
             callbacks, self._callbacks = self._callbacks, None
@@ -310,25 +309,13 @@ class Call(Future[T]):
                     waiter.add_exception(self)
         for callback in callbacks or ():
             self._call_back(callback)
-        return condition
-
-    def _leave(self, here: Thread) -> None:
-        here.settling = self._born
-        pending.pop(self, None)
-        for drain in _drains:
-            drain.left.discard(self)
 
     def _retract(self) -> bool:
         """Take the call so that it never runs; return whether it could still be taken."""
-        try:
-            self._claim.pop()
-        except IndexError:
+        if waiting.pop(self, None) is None:
             return False
         here = self._owner = this_thread()
-        here.waited += monotonic() - self._since
-        condition = self._settle(CANCELLED)
-        self._leave(here)
-        let_go(here, condition)
+        let_go(here, self._settle(here, CANCELLED))
         self._executor._forget(self)
         return True
 
@@ -340,16 +327,11 @@ class Call(Future[T]):
 
     def _abandon(self, here: Thread, error: BaseException) -> None:
         """End a call whose steps were interrupted between two of them."""
-        outer = None if here.call is self else here.call
-        if self._state is PENDING:
-            self._start(here)
-        if self._state is RUNNING:
+        if here.call is self:
+            here.call = None
+        if self._error is None:
             self._fail(error)
-            condition = self._end(here, outer)
-        else:
-            condition = self._settle(FINISHED)
-            self._leave(here)
-        let_go(here, condition)
+        let_go(here, self._settle(here, FINISHED))
 
     # -- The standard future, without its lock ------------------------------------------
 
@@ -465,7 +447,7 @@ class Call(Future[T]):
         here.waits_for = self  # before the look around: of two that wait, the second one sees both
         try:
             if _held_up_by(self, here, set()):
-                if self._claim:  # it waits for a worker that waits for us
+                if self in waiting:  # it waits for a worker that waits for us
                     let_go(here, self._run(here))
                     return None
                 raise RuntimeError(
@@ -491,7 +473,7 @@ class Call(Future[T]):
         here = threads.get(_get_ident())
         if here is None or here.queue is None or here.call is None:
             return False
-        if self._claim and self._executor._serves(here):
+        if self in waiting and self._executor._serves(here):
             let_go(here, self._run(here))
         return self.done()
 
@@ -519,7 +501,7 @@ def _held_up_by(call: Call[Any], here: Thread, seen: set[Call[Any]]) -> bool:
     if call.done() or call in seen:
         return False
     seen.add(call)
-    if call._claim:
+    if call in waiting:
         owners = call._executor._workers()
     else:
         owners = [] if call._owner is None else [call._owner]
@@ -546,11 +528,12 @@ def put(
     and `_getframe` 500, the call's slots 200, the context 30, the clock 55, the claim 35,
     this thread's entry 55, the ledger 30, the worker's queue and bell 40.
     """
-    call = Call(executor, function, args, kwargs, frame)
+    call = Call(executor, function, kwargs, frame)
     # Ctrl-C can strike between any two lines. Before the try nothing is written, inside it
     # everything is taken back: a call is made whole or not at all.
     try:
         pending[call] = None
+        waiting[call] = args
         executor._accept(call)
     except BaseException:
         call._retract()  # unless somebody took it already: then it runs
@@ -680,11 +663,11 @@ def start_afresh() -> None:
     for it for ever. No callback runs: the child is not where they were meant to.
     """
     for call in list(pending):
-        call._claim.clear()
         call.__dict__.pop("condition", None)  # may be held by a thread that is gone
         call._lock = call._waiting = call._callbacks = None
         call._state = CANCELLED
     pending.clear()
+    waiting.clear()
     threads.clear()
     _drains.clear()
     failures.clear()

@@ -22,6 +22,7 @@ from background._call import (
     pending,
     start_afresh,
     threads,
+    waiting,
 )
 from background._errors import BackgroundError, FlushTimeout
 from background._executors.threads import ThreadExecutor
@@ -238,14 +239,13 @@ def stats() -> Stats:
     """
     records = list(threads.values())
     running = max(sum(record.running for record in records), 0)
-    waiting = max(len(pending) - running, 0)
     done = {
         name: sum(getattr(record, name) for record in records)
         for name in ("succeeded", "failed", "cancelled", "dropped")
     }
     return Stats(
-        submitted=waiting + running + sum(done.values()),
-        waiting=waiting,
+        submitted=(count := len(waiting)) + running + sum(done.values()),
+        waiting=count,
         running=running,
         **done,
         seconds_waiting=sum(record.waited for record in records),
@@ -290,7 +290,7 @@ def drain_or_tell(drain: Drain) -> bool:
 
 def drop(drain: Drain, why: str) -> None:
     """Cancel what has not started and say how many calls are dropped, and which one runs."""
-    running = [call for call in list(pending) if not call._claim]
+    running = [call for call in list(pending) if call not in waiting]
     count = sum(call.cancel() for call in list(pending))
     logger.warning(
         "%s: dropped %d background call%s that had not started%s",
