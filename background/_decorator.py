@@ -22,46 +22,41 @@ T = TypeVar("T")
 _getframe = sys._getframe
 
 
-def _call(self: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-    return put(
-        self._self_executor or settings.executor, self.__wrapped__, args, kwargs, _getframe(1)
-    )
-
-
-def _reduce(self: Any) -> str:
-    # By name, as functions are: the name finds the decorated function.
-    return str(self.__qualname__)
-
-
-def _reduce_ex(self: Any, protocol: object) -> str:
-    return str(self.__qualname__)
-
-
 class BoundBackgroundFunction(wrapt.BoundFunctionWrapper):  # type: ignore[misc]  # untyped base
     """A decorated method, bound to its instance or class."""
 
-    @property
-    def _self_executor(self) -> Executor | None:
-        return self._self_parent._self_executor  # type: ignore[no-any-return]
-
-    __call__ = _call
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        executor = self._self_parent._self_executor or settings.executor
+        return put(executor, self.__wrapped__, args, kwargs or None, _getframe(1))
 
 
 class BackgroundFunction(wrapt.FunctionWrapper):  # type: ignore[misc]  # untyped base
-    """A decorated function.
-
-    Its own `__call__`, in place of a wrapper function that wrapt's would call: 0.4 µs a call
-    where that costs 1.1.
-    """
+    """A decorated function; each is the one instance of a subclass with a `__call__` of its own."""
 
     __bound_function_wrapper__ = BoundBackgroundFunction
-    __call__ = _call
-    __reduce__ = _reduce
-    __reduce_ex__ = _reduce_ex
 
-    def __init__(self, function: Any, executor: Executor | None) -> None:
-        super().__init__(function, _unused)
-        self._self_executor = executor
+    def __reduce__(self) -> str:
+        # By name, as functions are: the name finds the decorated function.
+        return str(self.__qualname__)
+
+    def __reduce_ex__(self, protocol: object) -> str:
+        return self.__reduce__()
+
+
+def wrap(function: Any, executor: Executor | None) -> BackgroundFunction:
+    """Wrap a function so that a call costs as little as it can.
+
+    A `__call__` that knows the function and its executor as free variables: to read an
+    attribute of a wrapt proxy takes 150 ns, and `wrapt.decorator` another 700 a call.
+    """
+
+    def __call__(self: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        return put(executor or settings.executor, function, args, kwargs or None, _getframe(1))
+
+    kind = type("BackgroundFunction", (BackgroundFunction,), {"__call__": __call__})
+    wrapper = kind(function, _unused)
+    wrapper._self_executor = executor
+    return wrapper
 
 
 def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
@@ -111,7 +106,7 @@ def background(function: Any = None, /, *, executor: Executor | None = None) -> 
 
     def decorate(function: Any) -> Any:
         check_function(function)
-        return BackgroundFunction(function, executor)
+        return wrap(function, executor)
 
     return decorate if function is None else decorate(function)
 
