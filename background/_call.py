@@ -13,7 +13,6 @@ GIL (CPython runs it under the object's own lock in free-threaded builds): `list
 
 from __future__ import annotations
 
-import asyncio.events
 import concurrent.futures
 import contextvars
 import logging
@@ -77,6 +76,8 @@ class Future(concurrent.futures.Future[T]):
         Cancelling the waiting task ends the wait and leaves the call alone, so that several
         tasks may wait for one call; `cancel` cancels the call.
         """
+        import asyncio.events  # here: whoever awaits has it, and nobody else need load it
+
         if not self.done():
             loop = asyncio.events.get_running_loop()
             woken = loop.create_future()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
@@ -26,7 +28,7 @@ from background._call import (
 )
 from background._errors import BackgroundError, FlushTimeout
 from background._executors.threads import ThreadExecutor
-from background._workers import forget_workers
+from background._workers import end_workers, forget_workers
 
 if TYPE_CHECKING:
     import concurrent.futures
@@ -259,17 +261,28 @@ def stats() -> Stats:
 
 def drain_at_exit() -> None:
     """Wait for all calls before the program ends (W3)."""
-    while pending:
-        with Drain(monotonic()) as drain:
-            try:
-                done = drain_or_tell(drain)
-                why = f"exit_timeout={settings.exit_timeout} s has passed"
-            except KeyboardInterrupt:
-                done, why = False, "interrupted"
-            if not done:
-                drop(drain, why)
-                break
-    log_unseen()
+    with suppress(KeyboardInterrupt):
+        # Twice: for the calls that come while the first round ends.
+        if drain_or_drop():
+            end_workers()
+            drain_or_drop()
+        end_workers()
+        log_unseen()
+
+
+def drain_or_drop() -> bool:
+    """Wait for all calls; return False if some were dropped instead."""
+    with Drain(monotonic()) as drain:
+        try:
+            if drain_or_tell(drain):
+                return True
+            why = f"exit_timeout={settings.exit_timeout} s has passed"
+        except KeyboardInterrupt:
+            why = "interrupted"
+        with suppress(ValueError):  # not the main thread: no Ctrl-C comes here
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        drop(why)
+        return False
 
 
 def drain_or_tell(drain: Drain) -> bool:
@@ -288,7 +301,7 @@ def drain_or_tell(drain: Drain) -> bool:
     return wait_and_tell(drain, deadline, "the program's end")
 
 
-def drop(drain: Drain, why: str) -> None:
+def drop(why: str) -> None:
     """Cancel what has not started and say how many calls are dropped, and which one runs."""
     running = [call for call in list(pending) if call not in waiting]
     count = sum(call.cancel() for call in list(pending))

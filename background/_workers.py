@@ -12,7 +12,7 @@ from typing import Any
 
 from background._call import Call, Executor, Thread, let_go, run_here, this_thread, threads
 
-__all__ = ["WorkerExecutor", "forget_workers"]
+__all__ = ["WorkerExecutor", "end_workers", "forget_workers"]
 
 _numbers = itertools.count(1)
 
@@ -114,7 +114,10 @@ class WorkerExecutor(Executor):
 
     def _attend(self, call: Call[Any]) -> None:
         queue = self._queue
-        if queue.closed:
+        if _ended:
+            run_here(call)  # E4: this queue has no workers, and nobody would wait for them
+            self._forget(call)
+        elif queue.closed:
             # Either a worker still took it before it ended, or it is taken back here.
             if call._retract():
                 raise RuntimeError(
@@ -198,13 +201,26 @@ class WorkerExecutor(Executor):
 _executors: weakref.WeakSet[WorkerExecutor] = weakref.WeakSet()
 
 
-def forget_workers() -> None:
-    """Give every executor a new queue in the child of a fork, where its workers are gone."""
+_ended = False  # the program's end has waited for all calls: later ones run in their caller
+
+
+def end_workers() -> None:
+    """Leave the workers what they have and give every executor a queue without workers."""
+    global _ended
+    _ended = True
     for executor in list(_executors):
         queue = Queue(executor._queue.size)
         queue.closed = executor._queue.closed
-        # A worker that forked finds its queue closed when it comes back from its call.
-        executor._queue.calls.clear()
-        executor._queue.closed = True
-        executor._queue.bell = SimpleQueue()
         executor._queue = queue
+
+
+def forget_workers() -> None:
+    """Give every executor a new queue in the child of a fork, where its workers are gone."""
+    for executor in list(_executors):
+        before = executor._queue
+        executor._queue = Queue(before.size)
+        executor._queue.closed = before.closed
+        # A worker that forked finds its queue closed when it comes back from its call.
+        before.calls.clear()
+        before.closed = True
+        before.bell = SimpleQueue()
