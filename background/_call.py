@@ -148,6 +148,7 @@ threads: dict[int, Thread] = {}
 _drains: list[Drain] = []
 
 _FILE = Future.__await__.__code__.co_filename
+_FOLDER = os.path.dirname(_FILE)
 _get_ident = threading.get_ident
 _copy_context = contextvars.copy_context
 
@@ -363,7 +364,11 @@ class Call(Future[T]):
         return self._waiting
 
     def cancel(self) -> bool:
-        """Cancel the call unless it has started; return whether it is cancelled."""
+        """Cancel the call unless it has started; return whether it is cancelled.
+
+        Of several threads that cancel at the same moment one gets True; the others may get
+        False, as if the call had just started.
+        """
         if not self._retract():
             return self._state is CANCELLED
         this_thread().cancelled += 1
@@ -539,7 +544,12 @@ def put(
     except BaseException:
         call._retract()  # unless somebody took it already: then it runs
         raise
-    return call
+    if call._error is None:
+        return call
+    # It failed on this thread: its traceback keeps this frame, which must not keep the future.
+    box = [call]
+    del call
+    return box.pop()
 
 
 def run_here(call: Call[Any]) -> None:
@@ -551,8 +561,13 @@ def run_here(call: Call[Any]) -> None:
         if not call.done():
             call._abandon(here, error)
         raise
-    if isinstance(call._error, KeyboardInterrupt):
-        raise call._error  # Ctrl-C in the call is meant for the program
+    error = call._error
+    del call  # as in `put`
+    try:
+        if isinstance(error, KeyboardInterrupt):
+            raise error  # Ctrl-C in the call is meant for the program
+    finally:
+        del error
 
 
 class Executor(concurrent.futures.Executor):
@@ -783,6 +798,12 @@ def clear_frames(error: BaseException) -> None:
     while link is not None and link not in seen:
         seen.append(link)
         traceback.clear_frames(link.__traceback__)
+        # A call that failed on its caller's thread: our frames below hold its arguments.
+        frame = link.__traceback__ and link.__traceback__.tb_frame.f_back
+        while frame is not None and frame.f_code.co_filename.startswith(_FOLDER):
+            with suppress(RuntimeError):  # it is still running
+                frame.clear()
+            frame = frame.f_back
         link = link.__cause__ or link.__context__
 
 

@@ -32,6 +32,7 @@ class InlineExecutor(Executor):
                 "make a new executor, or shut it down after the last call"
             )
         run_here(call)
+        del call  # the traceback of a failure keeps this frame
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no further calls; every earlier one is done."""

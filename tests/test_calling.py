@@ -1,0 +1,192 @@
+"""The chapter Calling of the contract."""
+
+import contextvars
+import gc
+import logging
+import threading
+import tracemalloc
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import Executor
+
+import pytest
+from conftest import Held
+
+from background import ThreadExecutor, background, flush
+
+
+def test_a_call_returns_at_once() -> None:
+    """C1: a call returns before the function does, and runs on another thread."""
+    gate = threading.Event()
+
+    def where() -> int:
+        assert gate.wait(10)
+        return threading.get_ident()
+
+    future = background(where)()
+    assert not future.done()
+    gate.set()
+    assert future.result() != threading.get_ident()
+
+
+def test_one_worker_keeps_the_order() -> None:
+    """C2: with one worker calls start in the order in which they were made, one at a time."""
+    seen: list[int] = []
+    running = threading.Semaphore(1)
+
+    @background
+    def step(i: int) -> None:
+        assert running.acquire(blocking=False)
+        seen.append(i)
+        running.release()
+
+    futures = [step(i) for i in range(2000)]
+    flush()
+    assert all(future.exception() is None for future in futures)
+    assert seen == list(range(2000))
+
+
+def test_more_workers_overlap() -> None:
+    """C2: with four workers four calls run at the same time."""
+    barrier = threading.Barrier(4)
+    with ThreadExecutor(4) as executor:
+        futures = [executor.submit(barrier.wait, 10) for _ in range(8)]
+        assert sorted(future.result(20) for future in futures) == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_workers_that_sleep_all_wake() -> None:
+    """C2: a burst wakes as many sleeping workers as it has calls."""
+    with ThreadExecutor(4) as executor:
+        for _ in range(20):
+            barrier = threading.Barrier(4)
+            for future in [executor.submit(barrier.wait, 10) for _ in range(4)]:
+                future.result(20)
+
+
+variable = contextvars.ContextVar("variable", default=0)
+
+
+def test_context_variables(executor: Executor) -> None:
+    """C3: a call sees the context variables as they were at the call, and changes none."""
+    variable.set(1)
+
+    def see() -> int:
+        before = variable.get()
+        variable.set(99)
+        return before
+
+    first = background(executor=executor)(see)()
+    variable.set(2)
+    assert (first.result(), executor.submit(see).result()) == (1, 2)
+    assert variable.get() == 2
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Leave it to reference counts alone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+class Big:
+    """Something that can be seen to die."""
+
+
+def fail(_: object) -> None:
+    raise ValueError
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_arguments_and_results_are_freed_at_once(executor: Executor) -> None:
+    """C6: a done call holds neither arguments nor result, without the cyclic collector."""
+    big = Big()
+    alive = weakref.ref(big)
+    kept = executor.submit(lambda _: None, big)
+    by_name = executor.submit(lambda x: None, x=big)
+    del big
+    flush()
+    assert alive() is None
+    assert kept.done()
+    assert by_name.done()
+
+    future = executor.submit(Big)
+    alive = weakref.ref(future.result())
+    flush()
+    del future
+    assert alive() is None
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_failure_makes_no_cycle(executor: Executor) -> None:
+    """C6: what a failed call worked on is freed with its future, or at once if that was dropped."""
+    big = Big()
+    alive = weakref.ref(big)
+    future = executor.submit(fail, big)
+    del big
+    flush()
+    with pytest.raises(ValueError):
+        future.result()
+    assert alive() is not None  # for a debugger
+    del future
+    assert alive() is None
+
+    logging.getLogger("background").disabled = True
+    big = Big()
+    alive = weakref.ref(big)
+    executor.submit(fail, big)
+    del big
+    flush()
+    logging.getLogger("background").disabled = False
+    assert alive() is None
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_cancelled_call_holds_nothing(held: Held) -> None:
+    """C6: cancelling frees the arguments, though the worker is busy."""
+    big = Big()
+    alive = weakref.ref(big)
+    future = held.executor.submit(fail, big)
+    del big
+    assert future.cancel()
+    assert alive() is None
+    assert not held.executor._queue.calls  # type: ignore[attr-defined]
+
+
+def growth(calls: int, executor: Executor) -> int:
+    """Return the bytes by which so many calls grow the heap."""
+    call = background(executor=executor)(abs)
+    for _ in range(2000):
+        call(-1)
+    flush()
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for i in range(calls):
+        call(-1)
+        if i % 100 == 0:
+            flush()
+    flush()
+    gc.collect()
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    return after - before
+
+
+def test_no_growth_with_finished_calls(executor: Executor) -> None:
+    """C6: fifty thousand finished calls take less than one byte each."""
+    assert growth(50_000, executor) < 50_000
+
+
+def test_no_growth_with_failures(executor: Executor) -> None:
+    """C6: three hundred dropped failures with a megabyte each leave next to nothing."""
+    logging.getLogger("background").disabled = True
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(300):
+        executor.submit(fail, bytearray(1 << 20))
+        flush()
+    after = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    logging.getLogger("background").disabled = False
+    assert after - before < 3 << 20

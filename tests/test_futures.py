@@ -1,0 +1,287 @@
+"""The chapter Futures of the contract."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Executor, Future, as_completed, wait
+from typing import Any
+
+import pytest
+from conftest import Held
+
+from background import ThreadExecutor, background, flush
+
+
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Switch threads as often as the interpreter can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def test_timeout(held: Held) -> None:
+    """F1: result and exception wait no longer than they are told."""
+    with pytest.raises(TimeoutError, match=r"_hold\(…\), called at"):
+        held.first.result(0.01)
+    with pytest.raises(TimeoutError):
+        held.first.exception(0)
+
+
+def test_callbacks(held: Held) -> None:
+    """F1: done callbacks run once, in their order, with the future; late ones at once."""
+    seen: list[tuple[str, Future[Any]]] = []
+    held.first.add_done_callback(lambda f: seen.append(("a", f)))
+    held.first.add_done_callback(lambda f: seen.append(("b", f)))
+    held.gate.set()
+    flush()
+    held.first.add_done_callback(lambda f: seen.append(("c", f)))
+    assert seen == [("a", held.first), ("b", held.first), ("c", held.first)]
+
+
+def test_an_outcome_is_set_once(held: Held) -> None:
+    """F1: only the executor sets the outcome of a call."""
+    from concurrent.futures import InvalidStateError
+
+    with pytest.raises(InvalidStateError):
+        held.first.set_result(None)
+    with pytest.raises(InvalidStateError):
+        held.first.set_exception(ValueError())
+
+
+@pytest.mark.usefixtures("often")
+def test_waiting_while_calls_end() -> None:
+    """F1: wait, as_completed and callbacks miss no future that is done just then."""
+    with ThreadExecutor(2) as executor:
+        for _ in range(200):
+            done, late = wait([executor.submit(abs, -i) for i in range(6)], timeout=20)
+            assert (len(done), len(late)) == (6, 0)
+            futures = as_completed([executor.submit(abs, -i) for i in range(6)], timeout=20)
+            assert sorted(future.result() for future in futures) == [0, 1, 2, 3, 4, 5]
+            called: list[object] = []
+            for i in range(6):
+                executor.submit(abs, i).add_done_callback(called.append)
+            flush(20)
+            assert len(called) == 6
+
+
+def test_a_condition_asked_for_while_the_call_ends() -> None:
+    """F1: who asks for the condition while a call ends sees it undone or done, and is woken."""
+    from background import _call
+
+    with ThreadExecutor() as executor:
+        ending, go = threading.Event(), threading.Event()
+
+        class Slow(_call.Call[int]):
+            # Stand between the steps 2 and 3 of `_settle`: the worker has seen no condition.
+            @property  # type: ignore[override]
+            def _lock(self) -> Any:
+                found = self.__dict__.get("found")
+                if threading.current_thread().name.startswith("background") and not go.is_set():
+                    ending.set()
+                    assert go.wait(10)
+                return found
+
+            @_lock.setter
+            def _lock(self, condition: Any) -> None:
+                self.__dict__["found"] = condition
+                if condition is not None:
+                    go.set()
+
+        call = Slow(executor, abs, None, sys._getframe())
+        _call.pending[call] = None
+        _call.waiting[call] = (-1,)
+        executor._accept(call)
+        assert ending.wait(10)
+        done, late = wait([call], timeout=10)  # makes the condition, and lets the worker go on
+        assert (len(done), len(late)) == (1, 0)
+
+
+def test_await() -> None:
+    """F2: a future can be awaited, by several tasks, and a cancelled wait leaves the call alone."""
+
+    async def main() -> list[int]:
+        gate = threading.Event()
+        waits = background(gate.wait)()
+        first = asyncio.ensure_future(_await(waits))
+        second = asyncio.ensure_future(_await(waits))
+        await asyncio.sleep(0)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        gate.set()
+        assert await second is True
+        return list(await asyncio.gather(*(_await(background(abs)(-i)) for i in range(20))))
+
+    assert asyncio.run(main()) == list(range(20))
+
+
+async def _await(future: Any) -> Any:
+    return await future
+
+
+def test_await_a_cancelled_call(held: Held) -> None:
+    """F2: awaiting a cancelled call raises asyncio's CancelledError."""
+    future = held.executor.submit(abs, 1)
+    future.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(_await(future))
+
+
+def test_cancel_before_the_start(held: Held) -> None:
+    """F3: a waiting call can be cancelled, a running or done one can't."""
+    ran: list[int] = []
+    future = held.executor.submit(ran.append, 1)
+    assert not held.first.cancel()
+    assert future.cancel()
+    assert future.cancel()
+    assert future.cancelled()
+    with pytest.raises(CancelledError):
+        future.result()
+    held.gate.set()
+    flush()
+    assert not held.first.cancel()
+    assert ran == []
+
+
+@pytest.mark.usefixtures("often")
+def test_cancel_against_the_start() -> None:
+    """F3: of two cancels and a start at the same time exactly one wins, thousands of times."""
+    with ThreadExecutor() as executor, ThreadExecutor() as canceller:
+        for _ in range(3000):
+            ran: list[int] = []
+            future = executor.submit(ran.append, 1)
+            other = canceller.submit(future.cancel)
+            mine = future.cancel()
+            theirs = other.result(20)
+            flush(20)
+            assert (mine or theirs) == future.cancelled()
+            assert future.cancelled() != bool(ran)
+
+
+def test_a_chain_of_nested_calls() -> None:
+    """F4: fifty calls on one worker, each waiting for the next, end."""
+
+    @background
+    def chain(n: int) -> int:
+        return n and chain(n - 1).result() + 1
+
+    assert chain(50).result(30) == 50
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_fan_out(workers: int) -> None:
+    """F4: a call may wait for many others, also by wait, as_completed and map."""
+    with ThreadExecutor(workers) as executor:
+
+        def fan() -> int:
+            done, late = wait([executor.submit(abs, -i) for i in range(20)])
+            assert not late
+            later = as_completed([executor.submit(abs, -i) for i in range(20)])
+            return (
+                sum(f.result() for f in done)
+                + sum(f.result() for f in later)
+                + sum(executor.map(abs, range(20)))
+            )
+
+        assert executor.submit(fan).result(30) == 3 * sum(range(20))
+
+
+def test_two_calls_wait_for_each_others_children() -> None:
+    """F4: two calls that wait for each other's children end."""
+    with ThreadExecutor(2) as executor:
+        children: dict[int, Future[int]] = {}
+        both = threading.Barrier(2)
+
+        def parent(me: int) -> int:
+            children[me] = executor.submit(abs, -me)
+            both.wait(10)
+            return children[3 - me].result()
+
+        first, second = executor.submit(parent, 1), executor.submit(parent, 2)
+        assert (first.result(30), second.result(30)) == (2, 1)
+
+
+def test_across_executors() -> None:
+    """F4: a worker runs a waiting call of an executor whose worker waits for it in turn."""
+    with ThreadExecutor() as one, ThreadExecutor() as two:
+
+        def there() -> int:
+            return one.submit(abs, -5).result()
+
+        assert one.submit(lambda: two.submit(there).result()).result(30) == 5
+
+
+def test_a_call_that_waits_for_itself(held: Held) -> None:
+    """F4: a wait that would never end is a RuntimeError that names the call."""
+    me: list[Future[Any]] = []
+    me.append(held.executor.submit(lambda: me[0].result()))
+    held.gate.set()
+    with pytest.raises(RuntimeError, match="would never end"):
+        me[0].result(30)
+
+
+def test_two_calls_that_wait_for_each_other() -> None:
+    """F4: two running calls that wait for each other both end."""
+    with ThreadExecutor(2) as executor:
+        calls: list[Future[Any]] = []
+        both = threading.Barrier(3)
+
+        def meet(other: int) -> object:
+            both.wait(10)
+            return calls[other].result()
+
+        calls += [executor.submit(meet, 1), executor.submit(meet, 0)]
+        both.wait(10)
+        errors = [call.exception(30) for call in calls]
+        assert RuntimeError in map(type, errors)
+
+
+def test_a_future_cant_be_pickled(executor: Executor) -> None:
+    """F1: pickling a future says what to do instead."""
+    import pickle
+
+    with pytest.raises(TypeError, match="result"):
+        pickle.dumps(executor.submit(abs, 1))
+
+
+def test_repr(held: Held) -> None:
+    """F1: a future shows its call, its place and its state."""
+    assert repr(held.first).endswith("in __init__: running>")
+    waiting = held.executor.submit(abs, 1)
+    assert repr(waiting).startswith("<Future of abs(…), called at test_futures.py:")
+    assert repr(waiting).endswith(": pending>")
+    waiting.cancel()
+    assert repr(waiting).endswith(": cancelled>")
+    held.gate.set()
+    flush()
+    assert repr(held.first).endswith(": returned NoneType>")
+
+
+def test_shutdown(held: Held) -> None:
+    """F1: shutdown refuses later calls, runs or cancels the earlier ones, and can wait."""
+    kept = held.executor.submit(abs, -1)
+    held.executor.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match="shut down"):
+        held.executor.submit(abs, 1)
+    held.gate.set()
+    held.executor.shutdown()
+    assert kept.result(0) == 1
+    other = Held()
+    late = other.executor.submit(abs, -1)
+    other.executor.shutdown(wait=False, cancel_futures=True)
+    assert late.cancelled()
+    other.gate.set()
+    flush()
+
+
+def test_a_dropped_executor_runs_its_calls_and_ends() -> None:
+    """F1: calls of an executor that nobody holds are run, then its thread ends."""
+    executor = ThreadExecutor()
+    future = executor.submit(threading.current_thread)
+    thread = future.result()
+    del executor, future
+    thread.join(10)
+    assert not thread.is_alive()
