@@ -258,7 +258,7 @@ class Call(Future[T]):
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename == _FILE:
             trace = trace.tb_next
-        error.__traceback__ = trace
+        BaseException.with_traceback(error, trace)  # past any __setattr__ that forbids it
         self._error = error
         self._function = Unseen(error, name)
         this_thread().failed += 1

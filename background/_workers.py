@@ -80,7 +80,12 @@ class Worker:
                 continue
             if queue.size > 1 and calls and bell.empty():
                 bell.put(None)  # one ring wakes one worker; more calls want more
-            condition = call._run(here)
+            try:
+                condition = call._run(here)
+            except BaseException as error:  # raised into this thread, between our lines
+                condition = None
+                if not call.done():
+                    call._abandon(here, error)
             # Before anyone who waits for the call is woken: then its arguments, its result
             # or its failure are theirs alone.
             del call
