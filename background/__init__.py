@@ -17,9 +17,9 @@ failure reaches you once: through its future if you keep it, else through the lo
 `background`, with the place of the call. `flush(check=True)` raises all that nobody saw.
 """
 
+from background._call import Future
 from background._decorator import background
 from background._errors import BackgroundError, FlushTimeout
-from background._call import Future
 from background._executors.inline import InlineExecutor
 from background._executors.threads import ThreadExecutor
 from background._runtime import configure, flush, stats

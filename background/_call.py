@@ -147,7 +147,7 @@ waiting: dict[Call[Any], tuple[Any, ...]] = {}
 threads: dict[int, Thread] = {}
 _drains: list[Drain] = []
 
-_FILE = Future.__await__.__code__.co_filename
+_FILE = Thread.__init__.__code__.co_filename
 _FOLDER = os.path.dirname(_FILE)
 _get_ident = threading.get_ident
 _copy_context = contextvars.copy_context
@@ -183,9 +183,11 @@ class Call(Future[T]):
         "_state",
         "_waiting",
     )
-    _result: T
+    _result: Any  # of type T
     _function: Any  # what to call; the name for messages once the call is done
     _executor: Executor
+    _context: Any  # of the caller; None once the call is done, like its arguments
+    _kwargs: Any
 
     def __init__(
         self,
@@ -351,14 +353,18 @@ class Call(Future[T]):
         return condition
 
     @property
-    def _condition(self) -> threading.Condition:  # type: ignore[override]
+    def _condition(  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+    ) -> threading.Condition:
         # The standard `wait` and `as_completed` come here before they wait. In a worker a
         # call that has not started would never start: run it (F4).
         self._help()
         return self._shared()
 
     @property
-    def _waiters(self) -> list[Any]:  # read by the standard library under the condition
+    def _waiters(  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+    ) -> list[Any]:  # read by the standard library under the condition
         if self._waiting is None:
             self._waiting = []
         return self._waiting
@@ -388,10 +394,11 @@ class Call(Future[T]):
         return state is FINISHED or state is CANCELLED
 
     def result(self, timeout: float | None = None) -> T:
-        """Return what the call returned, or raise what it raised; wait at most `timeout` seconds."""
+        """Return what the call returned, or raise what it raised; wait `timeout` seconds."""
         error = self.exception(timeout)
         if error is None:
-            return self._result
+            result: T = self._result
+            return result
         try:
             raise error
         finally:
@@ -428,12 +435,13 @@ class Call(Future[T]):
         raise InvalidStateError(f"{describe(self)} gets its outcome from its executor")
 
     def __repr__(self) -> str:
-        state = self._state
-        if state is FINISHED:
+        state = self._state.partition("_")[0].lower()
+        if self._state is FINISHED:
             error = self._error
-            outcome = type(self._result if error is None else error).__name__
-            state = f"{'returned' if error is None else 'raised'} {outcome}"
-        return f"<Future of {describe(self)}: {state.partition('_')[0].lower() if state.isupper() else state}>"
+            state = f"returned {type(self._result).__name__}"
+            if error is not None:
+                state = f"raised {type(error).__name__}"
+        return f"<Future of {describe(self)}: {state}>"
 
     def __reduce__(self) -> str:
         raise TypeError(
@@ -512,8 +520,7 @@ def _held_up_by(call: Call[Any], here: Thread, seen: set[Call[Any]]) -> bool:
     else:
         owners = [] if call._owner is None else [call._owner]
     return bool(owners) and all(
-        owner is here
-        or (owner.waits_for is not None and _held_up_by(owner.waits_for, here, seen))
+        owner is here or (owner.waits_for is not None and _held_up_by(owner.waits_for, here, seen))
         for owner in owners
     )
 
@@ -561,13 +568,13 @@ def run_here(call: Call[Any]) -> None:
         if not call.done():
             call._abandon(here, error)
         raise
-    error = call._error
+    raised = call._error
     del call  # as in `put`
     try:
-        if isinstance(error, KeyboardInterrupt):
-            raise error  # Ctrl-C in the call is meant for the program
+        if isinstance(raised, KeyboardInterrupt):
+            raise raised  # Ctrl-C in the call is meant for the program
     finally:
-        del error
+        del raised
 
 
 class Executor(concurrent.futures.Executor):

@@ -6,7 +6,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 import wrapt
 
@@ -21,8 +21,22 @@ T = TypeVar("T")
 
 _getframe = sys._getframe
 
+if TYPE_CHECKING:  # what we use of wrapt; not every version of it has types
 
-class BoundBackgroundFunction(wrapt.BoundFunctionWrapper):  # type: ignore[misc]  # untyped base
+    class _Wrapper:
+        __wrapped__: Any
+        __qualname__: str
+        _self_parent: Any
+        _self_executor: Executor | None
+
+        def __init__(self, wrapped: Any, wrapper: Any) -> None: ...
+
+    _BoundWrapper = _Wrapper
+else:
+    _Wrapper, _BoundWrapper = wrapt.FunctionWrapper, wrapt.BoundFunctionWrapper
+
+
+class BoundBackgroundFunction(_BoundWrapper):
     """A decorated method, bound to its instance or class."""
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
@@ -30,7 +44,7 @@ class BoundBackgroundFunction(wrapt.BoundFunctionWrapper):  # type: ignore[misc]
         return put(executor, self.__wrapped__, args, kwargs or None, _getframe(1))
 
 
-class BackgroundFunction(wrapt.FunctionWrapper):  # type: ignore[misc]  # untyped base
+class BackgroundFunction(_Wrapper):
     """A decorated function; each is the one instance of a subclass with a `__call__` of its own."""
 
     __bound_function_wrapper__ = BoundBackgroundFunction
@@ -50,11 +64,11 @@ def wrap(function: Any, executor: Executor | None) -> BackgroundFunction:
     attribute of a wrapt proxy takes 150 ns, and `wrapt.decorator` another 700 a call.
     """
 
-    def __call__(self: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def call(self: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         return put(executor or settings.executor, function, args, kwargs or None, _getframe(1))
 
-    kind = type("BackgroundFunction", (BackgroundFunction,), {"__call__": __call__})
-    wrapper = kind(function, _unused)
+    kind = type("BackgroundFunction", (BackgroundFunction,), {"__call__": call})
+    wrapper: BackgroundFunction = kind(function, _unused)
     wrapper._self_executor = executor
     return wrapper
 
@@ -125,10 +139,12 @@ class Decorator(Protocol):
 def check_function(function: Any) -> None:
     """Raise a `TypeError` that says what to write instead of decorating this."""
     what: str | None = None
-    inner = function.__func__ if isinstance(function, classmethod | staticmethod) else function
-    while isinstance(inner, functools.partial):
+    inner: Any = function
+    if type(function) in (classmethod, staticmethod):
+        inner = function.__func__
+    while type(inner) is functools.partial:
         inner = inner.func
-    inners = [inner, getattr(type(inner), "__call__", None)]
+    inners: list[Any] = [inner, inspect.getattr_static(inner, "__call__", None)]
     if isinstance(function, type):
         what = "a class: decorate its methods, or a function that makes an instance"
     elif isinstance(inner, property):

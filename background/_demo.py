@@ -20,13 +20,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 from background import BackgroundError, Future, background, flush
 
@@ -70,7 +70,8 @@ def run(folder: Path | None, steps: int | None, latency: float) -> None:
         if steps is None:
             steps = wanted // every * every  # the last step has its picture, for flush to wait
         print(
-            f"Softmax regression on handwritten digits, {steps:,} steps, a picture every {every:,}, "
+            f"Softmax regression on handwritten digits, {steps:,} steps, a picture "
+            f"every {every:,}, "
             f"for a service that takes {latency * 1000:g} ms to answer"
         )
         in_background = background(numbers.post)
@@ -209,7 +210,7 @@ class Numbers:
                         future = plot(name, step // every, weights.copy(), losses.copy())
                         run.calls.append((before, perf_counter()))
                         if isinstance(future, Future):
-                            futures.append(future)
+                            futures.append(cast("Future[Any]", future))
             run.loop_end = perf_counter()
             del futures[:]  # nobody looks at them: a failure is the flush's to raise
             flush(check=True)
@@ -329,7 +330,7 @@ def writable(folder: Path | None) -> Path:
 
 
 @contextmanager
-def service(folder: Path, latency: float) -> Iterator[int]:
+def service(folder: Path, latency: float) -> Generator[int, None, None]:
     """Run the plotting service in a process of its own, and give its port.
 
     Its life hangs on our end of a pipe: it ends when the pipe closes, which the system sees to
@@ -363,7 +364,7 @@ def serve(folder: Path, latency: float) -> None:
     """Store each picture that is posted, and answer after the latency, until stdin closes."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802  # the name that the standard library calls
+        def do_POST(self) -> None:  # the name that the standard library calls
             arrived = time.monotonic()
             body = self.rfile.read(int(self.headers["Content-Length"]))
             name = self.path.removeprefix("/")

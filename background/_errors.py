@@ -15,16 +15,13 @@ class BackgroundError(ExceptionGroup[Exception]):
     a group of exceptions can't hold, is the cause of a `RuntimeError` in its place.
     """
 
-    count: int
+    def __init__(self, message: str, exceptions: Sequence[Exception], /) -> None:
+        super().__init__(message, exceptions)
+        self.count = len(exceptions)
 
-    def __new__(
-        cls, message: str, exceptions: Sequence[Exception], count: int | None = None
+    def derive(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, excs: Sequence[Exception], /
     ) -> BackgroundError:
-        self = super().__new__(cls, message, exceptions)
-        self.count = len(exceptions) if count is None else count
-        return self
-
-    def derive(self, excs: Sequence[Exception], /) -> BackgroundError:
         """Return a group of the same kind with other exceptions (`except*` and `split` use it)."""
         return BackgroundError(self.message, excs)
 

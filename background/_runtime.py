@@ -143,12 +143,13 @@ def flush(timeout: float | None = None, *, check: bool = False) -> None:
     if check:
         errors, count = failures.take()
         if errors:
-            raise BackgroundError(
+            group = BackgroundError(
                 f"{count} background call{'s' * (count != 1)} failed and nobody looked"
                 + (f"; the first {len(errors)} follow" if count > len(errors) else ""),
                 [as_exception(error) for error in errors],
-                count,
             )
+            group.count = count
+            raise group
     elif count := failures.untold():
         logger.warning(
             "%d background call%s failed and nobody looked; flush(check=True) raises them",
@@ -161,13 +162,15 @@ def as_exception(error: BaseException) -> Exception:
     """Return the error, or an `Exception` whose cause it is."""
     if isinstance(error, Exception):
         return error
-    stand_in = RuntimeError(f"{type(error).__name__} in {(getattr(error, '__notes__', None) or ['a call'])[-1]}")
+    stand_in = RuntimeError(
+        f"{type(error).__name__} in {(getattr(error, '__notes__', None) or ['a call'])[-1]}"
+    )
     stand_in.__cause__ = error
     return stand_in
 
 
 def wait_and_tell(drain: Drain, deadline: float | None, who: str) -> bool:
-    """Wait until the deadline; say what holds the wait up after ten seconds, a hundred, …"""
+    """Wait until the deadline; say what holds the wait up after ten seconds and each tenfold."""
     start = monotonic()
     patience = PATIENCE
     while True:

@@ -7,6 +7,7 @@ import itertools
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
@@ -155,10 +156,8 @@ class WorkerExecutor(Executor):
     def _forget(self, call: Call[Any]) -> None:
         # Looking for it takes time with their number; a worker passes over what is left.
         if len(self._queue.calls) <= 1000:
-            try:
+            with suppress(ValueError):
                 self._queue.calls.remove(call)
-            except ValueError:
-                pass
 
     def _wake(self) -> None:
         queue = self._queue

@@ -21,7 +21,7 @@ EXECUTORS: dict[str, Callable[[], Executor]] = {
 
 @pytest.fixture(params=EXECUTORS)
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    """One executor after the other."""
+    """Make one executor after the other."""
     with EXECUTORS[request.param]() as made:
         yield made
 
@@ -51,7 +51,7 @@ class Held:
 
 @pytest.fixture
 def held() -> Iterator[Held]:
-    """An executor whose one worker waits for `held.gate`."""
+    """Hold one worker by `held.gate`."""
     made = Held()
     yield made
     made.gate.set()
@@ -78,7 +78,7 @@ class Log(logging.Handler):
 
 @pytest.fixture
 def log() -> Iterator[Log]:
-    """What the package says meanwhile."""
+    """Listen to what the package says."""
     logger, handler = logging.getLogger("background"), Log()
     logger.addHandler(handler)
     yield handler

@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 
 import pytest
 from conftest import Held, Log
@@ -13,6 +13,11 @@ from background import BackgroundError, InlineExecutor, ThreadExecutor, backgrou
 
 def fail(text: str = "no") -> None:
     raise ValueError(text)
+
+
+def _raises(future: Future[None]) -> None:
+    with pytest.raises(ValueError):
+        future.result()
 
 
 def test_a_dropped_failure_is_logged_once(executor: Executor, log: Log) -> None:
@@ -35,7 +40,7 @@ def test_a_dropped_failure_is_logged_once(executor: Executor, log: Log) -> None:
 
 def test_a_failure_that_somebody_looked_at_is_not_logged(executor: Executor, log: Log) -> None:
     """E1: a failure reaches its user once: through the future where it is kept."""
-    for look in (lambda f: f.exception(), lambda f: pytest.raises(ValueError, f.result)):
+    for look in (lambda f: f.exception(), _raises):
         future = executor.submit(fail)
         look(future)
         del future
@@ -78,7 +83,7 @@ def test_one_exception_raised_again_and_again() -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Frozen(Exception):
+class FrozenError(Exception):
     """An exception that takes no notes."""
 
     code: int
@@ -88,9 +93,9 @@ def test_an_exception_that_takes_no_notes(executor: Executor) -> None:
     """E1: an exception that refuses a note is the outcome all the same."""
 
     def freeze() -> None:
-        raise Frozen(3)
+        raise FrozenError(3)
 
-    assert executor.submit(freeze).exception() == Frozen(3)
+    assert executor.submit(freeze).exception() == FrozenError(3)
 
 
 def test_check_raises_what_nobody_looked_at(executor: Executor, log: Log) -> None:

@@ -22,6 +22,6 @@ def test_arrows_point_down() -> None:
         mine = LAYERS.index(name.split("/")[0])
         for target in imports(path):
             if target.split(".")[0] == "background":
-                theirs = LAYERS.index((target.split(".") + [""])[1])
+                theirs = LAYERS.index([*target.split("."), ""][1])
                 assert theirs < mine, f"{path.name} imports {target}"
         assert ("import wrapt" in path.read_text("utf-8")) == (name == "_decorator")

@@ -1,0 +1,1 @@
+"""Rivals and ourselves, measured side by side."""

@@ -1,0 +1,80 @@
+"""Uses that type-check."""
+
+import functools
+from collections.abc import Callable
+from typing import TypeVar, assert_type
+
+from background import Future, InlineExecutor, ThreadExecutor, background, configure, flush, stats
+
+T = TypeVar("T")
+
+
+@background
+def plot(step: int, *, title: str = "") -> str:
+    return title * step
+
+
+@background()
+def bracketed(x: int) -> int:
+    return x
+
+
+in_threads = background(executor=ThreadExecutor(max_workers=2))
+
+
+@in_threads
+def reused(x: float) -> float:
+    return x
+
+
+class Shape:
+    @background
+    def method(self, x: int) -> str:
+        return str(x)
+
+    @classmethod
+    @background
+    def inner_class(cls, x: int) -> str:
+        return str(x)
+
+    @background
+    @classmethod
+    def outer_class(cls, x: int) -> str:
+        return str(x)
+
+    @staticmethod
+    @background
+    def inner_static(x: int) -> str:
+        return str(x)
+
+    @background
+    @staticmethod
+    def outer_static(x: int) -> str:
+        return str(x)
+
+
+def same(value: T) -> T:
+    return value
+
+
+assert_type(plot(1, title="a"), Future[str])
+assert_type(plot(1).result(), str)
+assert_type(bracketed(1), Future[int])
+assert_type(reused(1.0), Future[float])
+assert_type(Shape().method(1), Future[str])
+assert_type(Shape.inner_class(1), Future[str])
+assert_type(Shape.outer_class(1), Future[str])
+assert_type(Shape.inner_static(1), Future[str])
+assert_type(Shape.outer_static(1), Future[str])
+assert_type(background(functools.partial(pow, 2.0))(3.0).exception(), BaseException | None)
+assert_type(ThreadExecutor().submit(len, "four"), Future[int])
+assert_type(background(same)(1), Future[int])
+callback: Callable[[int], Future[int]] = bracketed
+flush()
+flush(1.5, check=True)
+with configure(executor=InlineExecutor(), exit_timeout=3):
+    assert_type(stats().submitted, int)
+
+
+async def wait() -> None:
+    assert_type(await plot(1), str)

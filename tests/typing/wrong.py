@@ -1,0 +1,28 @@
+"""Uses that must not type-check: a checker that accepts one complains about its comment."""
+
+from background import ThreadExecutor, background, configure, flush
+
+
+@background
+def plot(step: int, *, title: str = "") -> str:
+    return title * step
+
+
+class Shape:
+    @background
+    def method(self, x: int) -> str:
+        return str(x)
+
+
+plot("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+plot()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+plot(1, name="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+plot(1).upper()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+Shape().method("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+Shape().method(1, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+number: int = plot(1).result()  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+background(7)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue, reportArgumentType]
+background(workers=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
+background(executor=ThreadExecutor)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+configure(executor="thread")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+flush("soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
