@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 from background import BackgroundError, Future, background, flush
 
@@ -210,7 +210,7 @@ class Numbers:
                         future = plot(name, step // every, weights.copy(), losses.copy())
                         run.calls.append((before, perf_counter()))
                         if isinstance(future, Future):
-                            futures.append(cast("Future[Any]", future))
+                            futures.append(future)  # pyright: ignore[reportUnknownArgumentType]
             run.loop_end = perf_counter()
             del futures[:]  # nobody looks at them: a failure is the flush's to raise
             flush(check=True)
@@ -285,7 +285,7 @@ def draw_timelines(runs: list[Run], latency: float, path: Path) -> None:
         f"The same training; its plotting service takes {latency * 1000:g} ms to answer",
         x=0.01,
         ha="left",
-        fontsize=14,
+        fontsize=13,
         fontweight="bold",
     )
     figure.savefig(path)
@@ -296,7 +296,7 @@ def headline(run: Run, bare: float) -> str:
     text = f"{run.name}: the loop took {run.loop:.2f} s"
     if run.calls:
         stood = f"{run.stood:.2f} s" if run.stood > 0.1 else f"{run.stood * 1000:.1f} ms"
-        text += f", {run.loop / bare:.2f} times that, and stood still for {stood}"
+        text += f", {run.loop / bare:.2f} times that of no plots, and stood still for {stood}"
         text += f" in {len(run.calls)} calls of plot"
     if run.flush > 0.001:
         text += f"; then flush() took {run.flush:.2f} s"
