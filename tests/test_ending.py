@@ -1,0 +1,526 @@
+"""The chapter Waiting and ending of the contract."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import weakref
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Held, Log
+
+import background as package
+from background import (
+    FlushTimeout,
+    InlineExecutor,
+    ThreadExecutor,
+    _runtime,
+    _workers,
+    background,
+    configure,
+    flush,
+    stats,
+)
+
+HEAD = """\
+import atexit, os, signal, sys, threading, time
+def tell(text): os.write(1, (text + "\\n").encode())
+"""
+
+
+def script(body: str, tmp_path: Path) -> subprocess.Popen[str]:
+    """Start a program in a process of its own."""
+    path = tmp_path / "train.py"
+    path.write_text(HEAD + textwrap.dedent(body))
+    env = {**os.environ, "PYTHONPATH": str(Path(package.__file__).parent.parent)}
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore::DeprecationWarning", str(path)],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(body: str, tmp_path: Path, code: int = 0, limit: float = 60) -> tuple[list[str], str]:
+    """Run a program to its end; return its lines and what it said on standard error."""
+    process = script(body, tmp_path)
+    try:
+        out, err = process.communicate(timeout=limit)
+    finally:
+        process.kill()
+    assert process.returncode == code, err
+    return out.split("\n")[:-1], err
+
+
+SLOW = """
+from background import background, configure, flush
+@background
+def slow(i):
+    time.sleep(0.02)
+    tell(f"ran {i}")
+for i in range(5):
+    slow(i)
+"""
+RAN = [f"ran {i}" for i in range(5)]
+
+
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("sys.exit(3)", 3), ("1 / 0", 1)])
+def test_the_end_drains(end: str, code: int, tmp_path: Path) -> None:
+    """W3: normal exit, sys.exit and an uncaught exception drain the queue first."""
+    lines, err = run(f"{SLOW}\n{end}\n", tmp_path, code)
+    assert lines == RAN
+    assert ("ZeroDivisionError" in err) == (end == "1 / 0")
+    assert err.count("Traceback") == (end == "1 / 0")
+
+
+def test_calls_from_everywhere_at_the_end(tmp_path: Path) -> None:
+    """W3, W5, E4: calls of exit hooks, of __del__ and of a running thread are not lost."""
+    lines, err = run(
+        """
+        atexit.register(lambda: call("a hook from before the import"))
+        from background import background
+        @background
+        def call(text):
+            time.sleep(0.02)
+            tell(text)
+        atexit.register(lambda: call("a hook from after the import"))
+        class Late:
+            def __del__(self):
+                call("__del__")
+        late = Late()
+        main = threading.main_thread()
+        def thread():
+            main.join()
+            call("a thread")
+        threading.Thread(target=thread).start()
+        call("main")
+        """,
+        tmp_path,
+    )
+    assert sorted(lines) == [
+        "__del__",
+        "a hook from after the import",
+        "a hook from before the import",
+        "a thread",
+        "main",
+    ]
+    assert err == ""
+
+
+def test_ctrl_c_while_the_end_waits(tmp_path: Path) -> None:
+    """W3: Ctrl-C in the drain cancels the rest, says how many, and ends within a second."""
+    process = script(
+        """
+        from background import background
+        gate = threading.Event()
+        @background
+        def hang(i):
+            gate.wait(60)
+        for i in range(300):
+            hang(i)
+        """,
+        tmp_path,
+    )
+    assert process.stderr is not None
+    try:
+        assert process.stderr.readline() == (
+            "the program's end waits for 300 background calls; Ctrl-C drops them\n"
+        )
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        _, err = process.communicate(timeout=20)
+        took = time.monotonic() - start
+    finally:
+        process.kill()
+    assert err.startswith("interrupted: dropped 299 background calls that had not started; hang(…)")
+    assert "Traceback" not in err
+    assert process.returncode == 0
+    assert took < 10  # a second, on a machine that does nothing else
+
+
+def test_exit_timeout(tmp_path: Path) -> None:
+    """W3, T2: a call that hangs holds the end up for exit_timeout; the log says where it stands."""
+    lines, err = run(
+        """
+        from background import background, configure
+        configure(exit_timeout=0.2)
+        gate = threading.Event()
+        @background
+        def hang():
+            tell("hangs")
+            gate.wait()
+        hang()
+        hang()
+        """,
+        tmp_path,
+    )
+    assert lines == ["hangs"]
+    assert err.startswith("exit_timeout=0.2 s has passed: dropped 1 background call that had not")
+    assert "hang(…), called at train.py:" in err
+    assert "stands at" in err
+    assert "Traceback" not in err
+
+
+def test_failures_at_the_end_are_logged(tmp_path: Path) -> None:
+    """E1, W3: a kept failure at which nobody looked is logged when the program ends, once."""
+    _, err = run(
+        """
+        from background import background
+        @background
+        def fail():
+            raise ValueError("seen")
+        kept = fail()
+        fail()
+        """,
+        tmp_path,
+    )
+    assert err.count("ValueError: seen") == 2
+    assert err.count("failed and nobody looked") == 2
+
+
+def test_forks_under_a_storm(tmp_path: Path) -> None:
+    """W4: sixty forks while three threads call and one flushes: each child calls and flushes."""
+    lines, err = run(
+        """
+        from background import ThreadExecutor, background, flush
+        @background
+        def call(i):
+            return i
+        stop = threading.Event()
+        gate = threading.Event()
+        other = ThreadExecutor()
+        running, waiting = other.submit(gate.wait), other.submit(abs, -1)
+        def storm():
+            while not stop.is_set():
+                call(1)
+                time.sleep(0.0001)
+        threads = [threading.Thread(target=storm) for _ in range(3)]
+        threads.append(threading.Thread(target=flush))
+        for thread in threads:
+            thread.start()
+        for _ in range(60):
+            child = os.fork()
+            if not child:
+                signal.alarm(20)
+                assert running.cancelled() and waiting.cancelled()
+                future = call(3)
+                flush()
+                assert future.result(0) == 3 and other.submit(abs, -2).result() == 2
+                tell("good")
+                os._exit(0)
+            os.waitpid(child, 0)
+        stop.set()
+        gate.set()
+        for thread in threads:
+            thread.join()
+        """,
+        tmp_path,
+    )
+    assert lines == ["good"] * 60
+    assert err == ""
+
+
+def test_a_fork_inside_a_call(tmp_path: Path) -> None:
+    """W4: a child that is forked inside a call can call and flush; the parent's call goes on."""
+    lines, err = run(
+        """
+        from background import background, flush
+        @background
+        def call(i):
+            return i
+        @background
+        def forks():
+            child = os.fork()
+            if not child:
+                signal.alarm(20)
+                call(1)
+                flush()
+                os._exit(7)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        tell(str(forks().result()))
+        """,
+        tmp_path,
+    )
+    assert (lines, err) == (["7"], "")
+
+
+def test_a_multiprocessing_child_drains(tmp_path: Path) -> None:
+    """W3, W4: calls of a forked multiprocessing child are run before it ends."""
+    lines, err = run(
+        SLOW.replace("for i in range(5):\n    slow(i)", "")
+        + """
+import multiprocessing
+def child():
+    for i in range(5):
+        slow(i)
+process = multiprocessing.get_context("fork").Process(target=child)
+process.start()
+process.join()
+tell("joined")
+""",
+        tmp_path,
+    )
+    assert (lines, err) == ([*RAN, "joined"], "")
+
+
+def test_ctrl_c_at_any_line(tmp_path: Path) -> None:
+    """W1, W5: whatever line Ctrl-C strikes, a call whose future was returned runs."""
+    lines, err = run(
+        """
+        from background import background, flush, stats
+        ran = set()
+        @background
+        def call(i):
+            ran.add(i)
+        stop, kept, i = threading.Event(), set(), 0
+        def strike():
+            while not stop.wait(0.001):
+                os.kill(os.getpid(), signal.SIGINT)
+        thread = threading.Thread(target=strike)
+        thread.start()
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            try:
+                while time.monotonic() < end:
+                    i += 1
+                    future = call(i)
+                    kept.add(i)
+                    if i % 300 == 0:
+                        flush()
+            except KeyboardInterrupt:
+                pass
+        while True:
+            try:
+                stop.set()
+                thread.join()
+                time.sleep(0.01)
+                break
+            except KeyboardInterrupt:
+                pass
+        flush(20)
+        tell(str(len(kept - ran)))
+        now = stats()
+        tell(str((now.waiting, now.running, now.succeeded == len(ran))))
+        """,
+        tmp_path,
+    )
+    assert (lines, err) == (["0", "(0, 0, True)"], "")
+
+
+def test_calls_from_signal_handlers(tmp_path: Path) -> None:
+    """W5: calls from a handler every 300 µs, in the middle of other calls and flushes."""
+    lines, err = run(
+        """
+        from background import background, flush
+        ran, made = [], 0
+        @background
+        def call():
+            ran.append(1)
+        def handler(*_):
+            global made
+            made += 1
+            call()
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.0003, 0.0003)
+        end = time.monotonic() + 2
+        mine = 0
+        while time.monotonic() < end:
+            call()
+            mine += 1
+            if mine % 500 == 0:
+                flush(20)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        flush(20)
+        tell(str(len(ran) - made - mine))
+        """,
+        tmp_path,
+    )
+    assert (lines, err) == (["0"], "")
+
+
+def test_calls_from_finalizers(executor: Executor) -> None:
+    """W5: calls may be made from __del__ and from weakref callbacks."""
+    ran: list[str] = []
+    call = background(executor=executor)(ran.append)
+
+    class Dies:
+        def __del__(self) -> None:
+            call("__del__")
+
+    for _ in range(100):
+        dies = Dies()
+        reference = weakref.ref(dies, lambda _: call("weakref"))
+        del dies
+        assert reference() is None
+    flush()
+    assert sorted(ran) == ["__del__"] * 100 + ["weakref"] * 100
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_thread_can_be_started(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E4: where no thread starts, a call runs in its caller or by the workers that there are."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    executor = ThreadExecutor(2)
+    if workers:
+        executor.submit(abs, 1).result()
+    monkeypatch.setattr(_workers._thread, "start_new_thread", fail)
+    futures = [executor.submit(abs, -i) for i in range(10)]
+    assert [future.result(10) for future in futures] == list(range(10))
+
+
+def test_thread_start_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E4: the call runs though `Thread.start` fails."""
+
+    def fail(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    assert ThreadExecutor().submit(abs, -1).result(10) == 1
+
+
+def test_flush_waits_for_all_executors(held: Held) -> None:
+    """W1: flush waits for the calls of every executor, on any thread."""
+    ran: list[int] = []
+    maker = threading.Thread(target=lambda: held.executor.submit(ran.append, 1))
+    maker.start()
+    maker.join()
+    background(ran.append)(2)
+    threading.Timer(0.05, held.gate.set).start()
+    flush(20)
+    assert sorted(ran) == [1, 2]
+
+
+def test_flush_waits_for_children() -> None:
+    """W1: flush waits for the calls that calls make, and for those that these make."""
+    ran: list[int] = []
+    with ThreadExecutor() as other:
+
+        def nest(depth: int) -> None:
+            if depth:
+                other.submit(nest, depth - 1)
+            ran.append(depth)
+
+        for _ in range(50):
+            ran.clear()
+            background(nest)(20)
+            flush(20)
+            assert ran == list(range(20, -1, -1))
+
+
+def test_flush_ends_under_a_stream() -> None:
+    """W1: flush doesn't wait for later calls of other threads."""
+    stop = threading.Event()
+
+    def stream() -> None:
+        while not stop.is_set():
+            background(time.sleep)(0.001)
+            time.sleep(0.0005)  # twice as fast as they are done: the queue never empties
+
+    thread = threading.Thread(target=stream)
+    thread.start()
+    try:
+        for _ in range(5):
+            flush(30)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_several_threads_flush() -> None:
+    """W1: several threads may flush at once, and each waits for what was made before."""
+    missed: list[int] = []
+
+    def work() -> None:
+        for i in range(100):
+            futures = [background(abs)(i) for _ in range(5)]
+            flush(30)
+            if not all(future.done() for future in futures):
+                missed.append(i)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert missed == []
+
+
+def test_flush_timeout(held: Held) -> None:
+    """W1: a timeout names what is pending and loses nothing."""
+    late = held.executor.submit(abs, -1)
+    with pytest.raises(FlushTimeout, match=r"2 calls are not done after 0.01 s: .*_hold") as caught:
+        flush(0.01)
+    assert caught.value.pending == 2
+    assert "abs(…), called at test_ending.py:" in caught.value.calls[1]
+    held.gate.set()
+    flush(20)
+    assert late.result(0) == 1
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_flush_inside_a_call(inline: bool) -> None:
+    """W1: flush inside a call is a RuntimeError that names the call, not a hang."""
+    executor: Any = InlineExecutor() if inline else None
+    error = background(executor=executor)(flush)().exception()
+    assert type(error) is RuntimeError
+    assert "flush(…), called at" in str(error)
+
+
+def test_a_long_wait_explains_itself(
+    held: Held, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T2: a long wait names the call that holds it up, its place, and where it stands."""
+    monkeypatch.setattr(_runtime, "PATIENCE", 0.01)
+    with pytest.raises(FlushTimeout):
+        flush(0.3)
+    assert 1 <= len(log.warnings) <= 2  # after 0.01 s and 0.1 s, not more often
+    said = log.warnings[0]
+    assert "_hold(…), called at conftest.py:" in said
+    assert "stands at" in said
+    assert "in Event.wait" in said or "in Condition.wait" in said
+
+
+def test_configure_restores() -> None:
+    """I1: as a context manager, configure restores what was before."""
+    with configure(executor=InlineExecutor()):
+        assert background(threading.get_ident)().result() == threading.get_ident()
+    assert background(threading.get_ident)().result() != threading.get_ident()
+
+
+@pytest.mark.parametrize("bad", [{"exit_timeout": "1"}, {"exit_timeout": True}, {"executor": 1}])
+def test_configure_refuses(bad: dict[str, Any]) -> None:
+    """D3: a wrong setting is a TypeError, and nothing is set."""
+    with pytest.raises(TypeError):
+        configure(**bad)
+    with pytest.raises(ValueError):
+        configure(exit_timeout=-1)
+    with pytest.raises(ValueError):
+        ThreadExecutor(0)
+
+
+def test_stats(held: Held) -> None:
+    """Counts: submitted is the sum of the others at every moment."""
+    before = stats()
+    held.executor.submit(abs, 1)
+    held.executor.submit(abs, 1).cancel()
+    held.executor.submit(abs, "x").add_done_callback(lambda f: f.exception())  # type: ignore[arg-type]
+    now = stats()
+    assert (now.running, now.waiting, now.cancelled - before.cancelled) == (1, 2, 1)
+    held.gate.set()
+    flush()
+    now = stats()
+    assert (now.running, now.waiting, now.failed - before.failed) == (0, 0, 1)
+    done = now.succeeded + now.failed + now.cancelled + now.dropped
+    assert now.submitted == now.waiting + now.running + done
+    assert now.seconds_running > before.seconds_running
+    assert now.seconds_waiting > before.seconds_waiting
