@@ -212,10 +212,15 @@ class Call(Future[T]):
         self._offset = frame.f_lasti
         self._owner: Thread | None = None  # the thread that runs it
         self._since = monotonic()  # in its state: waiting since, then running since
+        # A call made by a call, or by the log of its failure, counts as made when that one
+        # was: who waits for the one waits for the other.
+        self._born: float = self._since
         here = threads.get(_get_ident())
-        # A call made by a call counts as made when that one was: who waits for the one
-        # waits for the other.
-        self._born: float = self._since if here is None or here.call is None else here.call._born
+        if here is not None:
+            if here.call is not None:
+                self._born = here.call._born
+            elif here.settling is not None:
+                self._born = here.settling
 
     # -- Running: by the thread that took the call --------------------------------------
 

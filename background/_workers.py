@@ -104,7 +104,7 @@ class WorkerExecutor(Executor):
         if not isinstance(max_workers, int) or isinstance(max_workers, bool):
             raise TypeError(f"max_workers must be a whole number, not {max_workers!r}")
         if max_workers <= 0:
-            raise ValueError(f"max_workers must be at least 1, not {max_workers}")
+            raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
         self._name = name
         self._queue = Queue(max_workers)
         _executors.add(self)

@@ -476,9 +476,7 @@ def test_flush_inside_a_call(inline: bool) -> None:
     assert "flush(…), called at" in str(error)
 
 
-def test_a_long_wait_explains_itself(
-    held: Held, log: Log, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_wait_explains_itself(held: Held, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """T2: a long wait names the call that holds it up, its place, and where it stands."""
     monkeypatch.setattr(_runtime, "PATIENCE", 0.01)
     with pytest.raises(FlushTimeout):
