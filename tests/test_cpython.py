@@ -11,7 +11,7 @@ import background
 
 
 def test_cpythons_own_tests(tmp_path: Path) -> None:
-    """F1: CPython's tests of thread pools, wait, as_completed, shutdown and futures pass on ours."""
+    """F1: CPython's tests of pools, wait, as_completed, shutdown and futures pass on ours."""
     program = Path(__file__).with_name("cpython_suite.py")
     path = str(Path(background.__file__).parent.parent)
     out = subprocess.run(

@@ -18,8 +18,20 @@ values = st.recursive(
     max_leaves=5,
 )
 errors = st.sampled_from(
-    [ValueError, KeyError, OSError, StopIteration, MemoryError, SystemExit, KeyboardInterrupt]
-    + [GeneratorExit, RecursionError, ExceptionGroup, TimeoutError, UnicodeDecodeError]
+    [
+        ValueError,
+        KeyError,
+        OSError,
+        StopIteration,
+        MemoryError,
+        SystemExit,
+        KeyboardInterrupt,
+        GeneratorExit,
+        RecursionError,
+        TimeoutError,
+        ExceptionGroup,
+        UnicodeDecodeError,
+    ]
 )
 arguments = st.tuples(st.lists(values), st.dictionaries(st.text(), values))
 
