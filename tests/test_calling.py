@@ -3,7 +3,9 @@
 import contextvars
 import gc
 import logging
+import sys
 import threading
+import time
 import tracemalloc
 import weakref
 from collections.abc import Iterator
@@ -55,11 +57,17 @@ def test_more_workers_overlap() -> None:
 
 
 def test_workers_that_sleep_all_wake() -> None:
-    """C2: a burst wakes as many sleeping workers as it has calls."""
+    """C2: a burst wakes as many sleeping workers as it has calls, though it rings once."""
+    before = sys.getswitchinterval()
     with ThreadExecutor(4) as executor:
-        for _ in range(20):
+        for _ in range(5):
             barrier = threading.Barrier(4)
-            for future in [executor.submit(barrier.wait, 10) for _ in range(4)]:
+            while not all(w.idle for w in executor._queue.workers):
+                time.sleep(0)
+            sys.setswitchinterval(60)  # no worker runs before all four calls are made
+            futures = [executor.submit(barrier.wait, 10) for _ in range(4)]
+            sys.setswitchinterval(before)
+            for future in futures:
                 future.result(20)
 
 

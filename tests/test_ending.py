@@ -314,6 +314,26 @@ def test_ctrl_c_at_any_line(tmp_path: Path) -> None:
     assert (lines, err) == (["0", "(0, 0, True)"], "")
 
 
+@pytest.mark.parametrize("queued", [True, False])
+def test_ctrl_c_inside_a_call_takes_it_back(queued: bool) -> None:
+    """W5: a call that Ctrl-C interrupts before it is made leaves nothing behind, and never runs."""
+
+    class Struck(ThreadExecutor):
+        def _accept(self, call: Any) -> None:
+            if queued:
+                super()._accept(call)
+            raise KeyboardInterrupt
+
+    ran: list[int] = []
+    executor = Struck()
+    executor._queue.short = False  # no worker comes before the strike
+    with pytest.raises(KeyboardInterrupt):
+        executor.submit(ran.append, 1)
+    flush(10)
+    assert ran == []
+    assert stats().waiting == 0
+
+
 def test_calls_from_signal_handlers(tmp_path: Path) -> None:
     """W5: calls from a handler every 300 µs, in the middle of other calls and flushes."""
     lines, err = run(

@@ -1,7 +1,9 @@
 """The chapter Failures of the contract."""
 
 import dataclasses
+import logging
 import re
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
@@ -36,6 +38,32 @@ def test_a_dropped_failure_is_logged_once(executor: Executor, log: Log) -> None:
     assert isinstance(record.exc_info[1], ValueError)
     assert record.exc_info[2] is not None
     assert record.exc_info[2].tb_frame.f_code is fail.__code__  # none of our own frames
+
+
+def test_flush_waits_for_the_log() -> None:
+    """E1: a dropped failure has been logged when flush returns: the worker lets go first."""
+    entered, gate = threading.Event(), threading.Event()
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno == logging.ERROR:
+                entered.set()
+                assert gate.wait(20)
+
+    handler = Slow()
+    logging.getLogger("background").addHandler(handler)
+    try:
+        background(fail)()
+        assert entered.wait(20)
+        flushing = threading.Thread(target=flush)
+        flushing.start()
+        flushing.join(0.3)
+        assert flushing.is_alive()
+        gate.set()
+        flushing.join(20)
+        assert not flushing.is_alive()
+    finally:
+        logging.getLogger("background").removeHandler(handler)
 
 
 def test_a_failure_that_somebody_looked_at_is_not_logged(executor: Executor, log: Log) -> None:
@@ -153,8 +181,6 @@ def leave(kind: type[BaseException]) -> None:
 @pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, MemoryError, GeneratorExit])
 def test_no_exception_ends_a_worker(kind: type[BaseException]) -> None:
     """E3: whatever a call raises is its outcome, and the next call runs on the same thread."""
-    import threading
-
     with ThreadExecutor() as executor:
         before = executor.submit(threading.get_ident).result()
         assert type(executor.submit(leave, kind).exception()) is kind
@@ -187,8 +213,6 @@ def test_a_done_callback_that_fails(held: Held, log: Log) -> None:
 @pytest.mark.parametrize("inline", [True, False])
 def test_calls_from_our_own_log(inline: bool) -> None:
     """W5: a logging handler on our logger may make calls, failing ones included."""
-    import logging
-
     made = []
 
     class Calls(logging.Handler):
