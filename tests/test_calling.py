@@ -61,14 +61,15 @@ def test_workers_that_sleep_all_wake() -> None:
     before = sys.getswitchinterval()
     with ThreadExecutor(4) as executor:
         for _ in range(5):
-            barrier = threading.Barrier(4)
+            all_run = threading.Event()
+            barrier = threading.Barrier(4, all_run.set)
             while not all(w.idle for w in executor._queue.workers):
                 time.sleep(0)
             sys.setswitchinterval(60)  # no worker runs before all four calls are made
             futures = [executor.submit(barrier.wait, 10) for _ in range(4)]
             sys.setswitchinterval(before)
-            for future in futures:
-                future.result(20)
+            assert all_run.wait(20)  # not result(): who waits for a call wakes a worker, too
+            del futures
 
 
 variable = contextvars.ContextVar("variable", default=0)

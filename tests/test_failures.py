@@ -45,10 +45,11 @@ def test_flush_waits_for_the_log() -> None:
     entered, gate = threading.Event(), threading.Event()
 
     class Slow(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+        def handle(self, record: logging.LogRecord) -> bool:  # not emit: that holds a lock
             if record.levelno == logging.ERROR:
                 entered.set()
                 assert gate.wait(20)
+            return True
 
     handler = Slow()
     logging.getLogger("background").addHandler(handler)
