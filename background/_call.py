@@ -39,6 +39,7 @@ __all__ = [
     "Future",
     "Thread",
     "describe",
+    "drains",
     "failures",
     "log_unseen",
     "logger",
@@ -145,7 +146,7 @@ waiting: dict[Call[Any], tuple[Any, ...]] = {}
 # By thread ident. An entry outlives its thread and is taken over by the next thread of the
 # same ident, so there are never more than there were threads at once.
 threads: dict[int, Thread] = {}
-_drains: list[Drain] = []
+drains: list[Drain] = []
 
 _FILE = Thread.__init__.__code__.co_filename
 _FOLDER = os.path.dirname(_FILE)
@@ -300,7 +301,7 @@ class Call(Future[T]):
         # It leaves the ledger after its callbacks: `flush` waits for them, too.
         here.settling = self._born
         pending.pop(self, None)
-        for drain in _drains:
+        for drain in drains:
             drain.left.discard(self)
         return condition
 
@@ -510,7 +511,7 @@ def let_go(here: Thread, condition: threading.Condition | None) -> None:
     if condition is not None:
         with condition:
             condition.notify_all()
-    for drain in _drains:
+    for drain in drains:
         if not drain.left and drain.bell.empty():
             drain.bell.put(None)
 
@@ -646,13 +647,13 @@ class Drain:
         self.bell: SimpleQueue[None] = SimpleQueue()
 
     def __enter__(self) -> Drain:
-        _drains.append(self)
+        drains.append(self)
         for executor in {call._executor for call in list(pending)}:
             executor._wake()
         return self
 
     def __exit__(self, *_: object) -> None:
-        _drains.remove(self)
+        drains.remove(self)
 
     def wait(self, seconds: float | None = None) -> bool:
         """Return True once all is done, False if that takes longer than `seconds`."""
@@ -697,7 +698,7 @@ def start_afresh() -> None:
     pending.clear()
     waiting.clear()
     threads.clear()
-    _drains.clear()
+    drains.clear()
     failures.clear()
 
 

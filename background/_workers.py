@@ -11,7 +11,16 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
-from background._call import Call, Executor, Thread, let_go, run_here, this_thread, threads
+from background._call import (
+    Call,
+    Executor,
+    Thread,
+    drains,
+    let_go,
+    run_here,
+    this_thread,
+    threads,
+)
 
 __all__ = ["WorkerExecutor", "end_workers", "forget_workers"]
 
@@ -90,7 +99,9 @@ class Worker:
             # Before anyone who waits for the call is woken: then its arguments, its result
             # or its failure are theirs alone.
             del call
-            let_go(here, condition)
+            here.settling = None
+            if condition is not None or drains:
+                let_go(here, condition)
         here.queue = None
         queue.workers.remove(self)
         bell.put(None)  # for the other workers, and for the next one that looks
