@@ -39,11 +39,10 @@ class Queue:
     """
 
     def __init__(self, size: int) -> None:
-        self.size = size
         self.calls: deque[Call[Any]] = deque()
         self.bell: SimpleQueue[None] = SimpleQueue()
-        self.workers: list[Worker] = []
-        self.short = True  # fewer workers than `size`
+        self.workers = [Worker(self) for _ in range(size)]
+        self.short = True  # there are workers that nobody has asked for yet
         self.closed = False
 
     def ring(self) -> None:
@@ -52,10 +51,14 @@ class Queue:
 
 
 class Worker:
-    """One worker thread of a queue, from the moment at which it is asked for."""
+    """One worker of a queue; its thread starts when it is first needed."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
+        # Ctrl-C or another thread may come between the start of a thread and the note of it:
+        # then a second one is started, finds the post taken, and goes.
+        self.asked = False
+        self.post = [None]
         self.thread: Thread | None = None  # set once it runs
         self.idle = False
         self.ended: SimpleQueue[None] = SimpleQueue()
@@ -67,6 +70,10 @@ class Worker:
         a signal handler that came while the program itself was inside `Thread.start` would
         wait for that lock for ever.
         """
+        try:
+            self.post.pop()
+        except IndexError:
+            return
         try:
             threading.Thread(target=self.work, name=name, daemon=True).start()
         except RuntimeError:  # no further thread: this one will do
@@ -88,7 +95,7 @@ class Worker:
                 bell.get()
                 self.idle = False
                 continue
-            if queue.size > 1 and calls and bell.empty():
+            if len(queue.workers) > 1 and calls and bell.empty():
                 bell.put(None)  # one ring wakes one worker; more calls want more
             try:
                 condition = call._run(here)
@@ -103,7 +110,6 @@ class Worker:
             if condition is not None or drains:
                 let_go(here, condition)
         here.queue = None
-        queue.workers.remove(self)
         bell.put(None)  # for the other workers, and for the next one that looks
         self.ended.put(None)
 
@@ -145,43 +151,43 @@ class WorkerExecutor(Executor):
             self._hire(queue)
 
     def _hire(self, queue: Queue) -> None:
-        worker = Worker(queue)
-        queue.workers.append(worker)
-        queue.short = len(queue.workers) < queue.size
-        if len(queue.workers) > queue.size:  # others hired meanwhile
-            queue.workers.remove(worker)
-            return
-        try:
-            _thread.start_new_thread(worker.bootstrap, (f"{self._name}-{next(_numbers)}",))
-        except RuntimeError:
-            # At the limit of threads, or at the interpreter's shutdown (E4).
-            queue.workers.remove(worker)
-            queue.short = True
-            while not queue.workers and queue.calls:
-                try:
-                    call = queue.calls.popleft()
-                except IndexError:
-                    break
+        worker = next((worker for worker in queue.workers if not worker.asked), None)
+        if worker is not None:
+            try:
+                _thread.start_new_thread(worker.bootstrap, (f"{self._name}-{next(_numbers)}",))
+                worker.asked = True
+            except RuntimeError:
+                # At the limit of threads, or at the interpreter's shutdown (E4).
+                if not any(worker.asked for worker in queue.workers):
+                    self._run_all(queue)
+        queue.short = not all(worker.asked for worker in queue.workers)
+
+    def _run_all(self, queue: Queue) -> None:
+        # Each stays in the queue until it is done: Ctrl-C may come between any two lines.
+        while queue.calls:
+            with suppress(IndexError, ValueError):  # another thread does the same
+                call = queue.calls[0]
                 run_here(call)
+                queue.calls.remove(call)
 
     def _forget(self, call: Call[Any]) -> None:
         # Looking for it takes time with their number; a worker passes over what is left.
-        if len(self._queue.calls) <= 1000:
+        if len(self._queue.calls) <= 1000 or self._queue.calls[0] is call:
             with suppress(ValueError):
                 self._queue.calls.remove(call)
 
     def _wake(self) -> None:
         queue = self._queue
         queue.ring()
-        if not queue.workers and queue.calls and not queue.closed:
+        if queue.short and queue.calls and not any(worker.idle for worker in queue.workers):
             self._hire(queue)
 
     def _serves(self, here: Thread) -> bool:
         return here.queue is self._queue
 
     def _workers(self) -> list[Thread]:
-        workers = [worker.thread for worker in list(self._queue.workers)]
-        # One that has only been asked for is free to take the call.
+        workers = [worker.thread for worker in self._queue.workers]
+        # One that does not run yet is free to take the call.
         return [] if None in workers else [thread for thread in workers if thread is not None]
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -194,13 +200,12 @@ class WorkerExecutor(Executor):
         if cancel_futures:
             for call in list(queue.calls):
                 call.cancel()
-        if queue.calls and not queue.workers:
-            self._hire(queue)
+        self._wake()
         queue.bell.put(None)
         if wait:
             here = threads.get(_thread.get_ident())
-            for worker in list(queue.workers):
-                if worker.thread is None or worker.thread is not here:
+            for worker in queue.workers:
+                if worker.asked and (worker.thread is None or worker.thread is not here):
                     worker.ended.get()
                     worker.ended.put(None)  # for the next one who waits
 
@@ -210,12 +215,10 @@ class WorkerExecutor(Executor):
             queue.bell.put(None)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(max_workers={self._queue.size})"
+        return f"{type(self).__name__}(max_workers={len(self._queue.workers)})"
 
 
 _executors: weakref.WeakSet[WorkerExecutor] = weakref.WeakSet()
-
-
 _ended = False  # the program's end has waited for all calls: later ones run in their caller
 
 
@@ -224,7 +227,7 @@ def end_workers() -> None:
     global _ended
     _ended = True
     for executor in list(_executors):
-        queue = Queue(executor._queue.size)
+        queue = Queue(len(executor._queue.workers))
         queue.closed = executor._queue.closed
         executor._queue = queue
 
@@ -233,7 +236,7 @@ def forget_workers() -> None:
     """Give every executor a new queue in the child of a fork, where its workers are gone."""
     for executor in list(_executors):
         before = executor._queue
-        executor._queue = Queue(before.size)
+        executor._queue = Queue(len(before.workers))
         executor._queue.closed = before.closed
         # A worker that forked finds its queue closed when it comes back from its call.
         before.calls.clear()

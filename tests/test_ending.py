@@ -401,6 +401,51 @@ def test_no_thread_can_be_started(workers: int, monkeypatch: pytest.MonkeyPatch)
     assert [future.result(10) for future in futures] == list(range(10))
 
 
+def test_ctrl_c_while_a_worker_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """W5: Ctrl-C before or after the start of a worker's thread leaves an executor that works."""
+    start = _workers._thread.start_new_thread
+
+    def before(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def after(*args: Any) -> None:
+        start(*args)
+        raise KeyboardInterrupt
+
+    for strike in (before, after):
+        executor = ThreadExecutor()
+        monkeypatch.setattr(_workers._thread, "start_new_thread", strike)
+        with pytest.raises(KeyboardInterrupt):
+            executor.submit(abs, -1)
+        monkeypatch.setattr(_workers._thread, "start_new_thread", start)
+        seen: list[int] = []
+        for i in range(1000):
+            executor.submit(seen.append, i)
+        assert executor.submit(abs, -1).result(20) == 1
+        assert seen == list(range(1000))
+
+
+def test_callers_that_ask_for_the_worker_at_once() -> None:
+    """C2: threads that make the first calls together get one worker, and it runs all."""
+    for _ in range(50):
+        executor = ThreadExecutor()
+        together = threading.Barrier(4)
+        idents: list[int] = []
+
+        def first(executor: ThreadExecutor = executor, together: Any = together) -> None:
+            together.wait(20)
+            executor.submit(lambda: idents.append(threading.get_ident()))  # noqa: B023
+
+        callers = [threading.Thread(target=first) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+        flush(20)
+        assert len(idents) == 4
+        assert len(set(idents)) == 1
+
+
 def test_thread_start_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """E4: the call runs though `Thread.start` fails."""
 
