@@ -225,20 +225,25 @@ class Call(Future[T]):
 
     # -- Running: by the thread that took the call --------------------------------------
 
+    def _start(self, here: Thread) -> tuple[Any, ...] | None:
+        """Take the call to run it and return its arguments, or None if it was taken."""
+        args = waiting.pop(self, None)
+        if args is not None:
+            now = monotonic()
+            here.waited += now - self._since
+            here.running += 1
+            self._since = now
+            self._owner = here
+            self._state = RUNNING
+        return args
+
     def _run(self, here: Thread) -> threading.Condition | None:
         """Run the call, unless it was taken; the caller then lets go of it and calls `let_go`."""
-        args = waiting.pop(self, None)
+        args = self._start(here)
         if args is None:
             return None
         outer = here.call
-        now = monotonic()
-        # Nothing is called from here to the try: Ctrl-C can't come between.
         here.call = self
-        here.waited += now - self._since
-        here.running += 1
-        self._since = now
-        self._owner = here
-        self._state = RUNNING
         try:
             if self._kwargs is None:
                 result = self._context.run(self._function, *args)
@@ -256,6 +261,17 @@ class Call(Future[T]):
         # so its locals, the future among them: they must not live as long as it.
         del self, args, outer
         return condition
+
+    def _finish(
+        self, here: Thread, result: Any = None, error: BaseException | None = None
+    ) -> threading.Condition | None:
+        """End a call that was started by `_start` and ran elsewhere; then as for `_run`."""
+        if error is None:
+            here.succeeded += 1
+            self._result = result
+        else:
+            self._fail(error)
+        return self._settle(here, FINISHED)
 
     def _fail(self, error: BaseException) -> None:
         """Take an error as the outcome, with a note that says which call it was."""
@@ -381,10 +397,10 @@ class Call(Future[T]):
         Of several threads that cancel at the same moment one gets True; the others may get
         False, as if the call had just started.
         """
-        if not self._retract():
-            return self._state is CANCELLED
-        this_thread().cancelled += 1
-        return True
+        if self._executor._revoke(self) and self._retract():
+            this_thread().cancelled += 1
+            return True
+        return self._state is CANCELLED
 
     def cancelled(self) -> bool:
         """Return whether the call was cancelled before it started."""
@@ -549,6 +565,8 @@ def put(
     the collector adds 400, and the worker takes its share of the interpreter's lock.
     """
     call = Call(executor, function, kwargs, frame)
+    if executor._packs:
+        args = executor._pack(call, args)
     # Ctrl-C can strike between any two lines. Before the try nothing is written, inside it
     # everything is taken back: a call is made whole or not at all.
     try:
@@ -587,17 +605,33 @@ def run_here(call: Call[Any]) -> None:
 class Executor(concurrent.futures.Executor):
     """What every executor of this package is; `_accept` is the seam.
 
-    A new executor takes a call and sees to it that somebody runs it by `Call._run`, then
-    calls `let_go`; `submit` and everything else follow from that.
+    A new executor takes a call and sees to it that somebody runs it by `Call._run` or, where
+    it runs outside this process or as a coroutine, brackets it by `Call._start` and
+    `Call._finish`; whoever did lets go of the call, then calls `let_go`. `submit` and
+    everything else follow from that.
     """
+
+    _packs = False  # whether `_pack` is asked; an attribute, because every call pays for it
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call `fn(*args, **kwargs)` in the background and return its future at once."""
         return put(self, fn, args, kwargs or None, sys._getframe(1))
 
+    def _pack(self, call: Call[Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return what stands for the arguments while the call waits, on the caller's thread.
+
+        It may change the function and the keyword arguments of the call, of which nobody else
+        knows yet: an executor that pickles does it here, so that no later change is seen.
+        """
+        return args
+
     @abstractmethod
     def _accept(self, call: Call[Any]) -> None:
         """Take a call, or raise: then it was not made."""
+
+    def _revoke(self, call: Call[Any]) -> bool:
+        """Tell whether the call may be cancelled: whoever else runs it has given it back."""
+        return True
 
     def _forget(self, call: Call[Any]) -> None:
         """Drop a call that was cancelled."""

@@ -205,10 +205,10 @@ def tell(drain: Drain, who: str, seconds: float) -> None:
 def standing(call: Call[Any]) -> str:
     """Return for how long a call has run and at which line it stands."""
     for_seconds = f"for {monotonic() - call._since:.0f} s"
-    owner = call._owner
-    if owner is None:
+    if call in waiting:
         return f"has waited {for_seconds} to start"
-    frame = sys._current_frames().get(owner.ident)
+    owner = call._owner
+    frame = sys._current_frames().get(owner.ident) if owner is not None else None
     if frame is None:
         return f"runs {for_seconds}"
     return (

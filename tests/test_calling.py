@@ -60,6 +60,9 @@ def test_workers_that_sleep_all_wake() -> None:
     """C2: a burst wakes as many sleeping workers as it has calls, though it rings once."""
     before = sys.getswitchinterval()
     with ThreadExecutor(4) as executor:
+        four = threading.Barrier(4)
+        for future in [executor.submit(four.wait, 10) for _ in range(4)]:
+            future.result(20)  # now there are four workers
         for _ in range(5):
             all_run = threading.Event()
             barrier = threading.Barrier(4, all_run.set)
