@@ -317,7 +317,9 @@ class Call(Future[T]):
         # It leaves the ledger after its callbacks: `flush` waits for them, too.
         here.settling = self._born
         pending.pop(self, None)
-        for drain in drains:
+        # Over a copy: a flush that ends just now takes its drain out, and the loop over the
+        # list itself would then pass over the next one, which would wait for this call for ever.
+        for drain in drains and drains.copy():
             drain.left.discard(self)
         return condition
 
@@ -527,7 +529,7 @@ def let_go(here: Thread, condition: threading.Condition | None) -> None:
     if condition is not None:
         with condition:
             condition.notify_all()
-    for drain in drains:
+    for drain in drains and drains.copy():  # a copy: as in `_settle`
         if not drain.left and drain.bell.empty():
             drain.bell.put(None)
 

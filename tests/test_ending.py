@@ -20,6 +20,7 @@ from background import (
     FlushTimeout,
     InlineExecutor,
     ThreadExecutor,
+    _call,
     _runtime,
     _workers,
     background,
@@ -521,6 +522,22 @@ def test_several_threads_flush() -> None:
     for thread in threads:
         thread.join()
     assert missed == []
+
+
+def test_a_flush_that_ends_while_a_call_does(held: Held) -> None:
+    """W1: a flush that ends while a worker tells all flushes of a call hides none of them."""
+
+    class Ends(set[Any]):
+        def discard(self, call: Any) -> None:
+            super().discard(call)
+            _call.drains.remove(first)  # as `flush` does on another thread, just now
+
+    with _call.Drain(time.monotonic()) as second:
+        first = _call.Drain(time.monotonic())
+        _call.drains.insert(0, first)
+        first.left, second.left = Ends(), set(_call.pending)
+        held.gate.set()
+        assert second.wait(20)
 
 
 def test_flush_timeout(held: Held) -> None:
