@@ -51,11 +51,11 @@ def script(body: str, tmp_path: Path) -> subprocess.Popen[str]:
 
 def run(body: str, tmp_path: Path, code: int = 0, limit: float = 60) -> tuple[list[str], str]:
     """Run a program to its end; return its lines and what it said on standard error."""
-    process = script(body, tmp_path)
-    try:
-        out, err = process.communicate(timeout=limit)
-    finally:
-        process.kill()
+    with script(body, tmp_path) as process:
+        try:
+            out, err = process.communicate(timeout=limit)
+        finally:
+            process.kill()
     assert process.returncode == code, err
     return out.split("\n")[:-1], err
 
@@ -117,8 +117,7 @@ def test_calls_from_everywhere_at_the_end(tmp_path: Path) -> None:
 
 def test_ctrl_c_while_the_end_waits(tmp_path: Path) -> None:
     """W3: Ctrl-C in the drain cancels the rest, says how many, and ends within a second."""
-    process = script(
-        """
+    body = """
         from background import background
         gate = threading.Event()
         @background
@@ -126,20 +125,19 @@ def test_ctrl_c_while_the_end_waits(tmp_path: Path) -> None:
             gate.wait(60)
         for i in range(300):
             hang(i)
-        """,
-        tmp_path,
-    )
-    assert process.stderr is not None
-    try:
-        assert process.stderr.readline() == (
-            "the program's end waits for 300 background calls; Ctrl-C drops them\n"
-        )
-        process.send_signal(signal.SIGINT)
-        start = time.monotonic()
-        _, err = process.communicate(timeout=20)
-        took = time.monotonic() - start
-    finally:
-        process.kill()
+        """
+    with script(body, tmp_path) as process:
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == (
+                "the program's end waits for 300 background calls; Ctrl-C drops them\n"
+            )
+            process.send_signal(signal.SIGINT)
+            start = time.monotonic()
+            _, err = process.communicate(timeout=20)
+            took = time.monotonic() - start
+        finally:
+            process.kill()
     assert err.startswith("interrupted: dropped 299 background calls that had not started; hang(…)")
     assert "Traceback" not in err
     assert process.returncode == 0
@@ -293,16 +291,19 @@ def test_ctrl_c_at_any_line(tmp_path: Path) -> None:
         thread = threading.Thread(target=strike)
         thread.start()
         end = time.monotonic() + 3
+        def train():  # of its own: CPython leaves jumps of a loop inside a try out of the try
+            global i, armed
+            armed = True
+            while time.monotonic() < end:
+                i += 1
+                future = call(i)
+                kept.add(i)
+                if i % 300 == 0:
+                    flush()
+            armed = False
         while time.monotonic() < end:
             try:
-                armed = True
-                while time.monotonic() < end:
-                    i += 1
-                    future = call(i)
-                    kept.add(i)
-                    if i % 300 == 0:
-                        flush()
-                armed = False
+                train()
             except KeyboardInterrupt:
                 strikes += 1
         stop.set()
