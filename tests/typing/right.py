@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar, assert_type
+from typing import Any, Generic, TypeVar, assert_type, overload
 
 from background import Future, InlineExecutor, ThreadExecutor, background, configure, flush, stats
 
@@ -57,6 +57,29 @@ def same(value: T) -> T:
     return value
 
 
+class Box(Generic[T]):
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    @background
+    def get(self) -> T:
+        return self.value
+
+
+@background
+def first(values: list[T]) -> T:
+    return values[0]
+
+
+@overload
+def size(value: int) -> Future[int]: ...
+@overload
+def size(value: str) -> Future[str]: ...
+@background
+def size(value: int | str) -> Any:
+    return value
+
+
 assert_type(plot(1, title="a"), Future[str])
 assert_type(plot(1).result(), str)
 assert_type(bracketed(1), Future[int])
@@ -69,6 +92,10 @@ assert_type(Shape.outer_static(1), Future[str])
 assert_type(background(functools.partial(pow, 2.0))(3.0).exception(), BaseException | None)
 assert_type(ThreadExecutor().submit(len, "four"), Future[int])
 assert_type(background(same)(1), Future[int])
+assert_type(Box(1).get(), Future[int])
+assert_type(first(["a"]), Future[str])
+assert_type(size(1), Future[int])
+assert_type(size("a"), Future[str])
 callback: Callable[[int], Future[int]] = bracketed
 flush()
 flush(1.5, check=True)
