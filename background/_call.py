@@ -28,8 +28,8 @@ from contextlib import suppress
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
-from time import monotonic
-from types import CodeType, FrameType
+from time import monotonic, thread_time
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any, ParamSpec, TypeVar
 
 __all__ = [
@@ -110,10 +110,12 @@ class Thread:
         "blocked",
         "call",
         "cancelled",
+        "cpu",
         "dropped",
         "failed",
         "ident",
         "looked",
+        "marked",
         "queue",
         "ran",
         "running",
@@ -135,6 +137,11 @@ class Thread:
         self.running = self.succeeded = self.failed = self.cancelled = self.dropped = 0
         self.looked = 0  # failures that somebody looked at, since the last clearing
         self.waited = self.ran = self.blocked = 0.0  # seconds
+        self.cpu = self.marked = 0.0  # the thread's processor time at a moment, and that moment
+
+    def mark(self, now: float) -> None:
+        """Note how long this thread has computed so far; it is the running one."""
+        self.cpu, self.marked = thread_time(), now
 
 
 # The ledger: every call that is not done, in the order in which they were made.
@@ -300,8 +307,11 @@ class Call(Future[T]):
         """
         now = monotonic()
         if self._state is RUNNING:
-            here.ran += now - self._since
+            ran = now - self._since
+            here.ran += ran
             here.running -= 1
+            if ran > LONG and here.queue is not None and self._error is None:
+                computing.add(self, here, now, ran)
         elif self._state is PENDING:
             here.waited += now - self._since
         self._state = ENDING  # (1)
@@ -658,13 +668,18 @@ def describe(call: Call[Any]) -> str:
         return f"the call at {place(call)}"
     if isinstance(name, str):
         return name
-    inner = name
-    while isinstance(inner, partial):
-        inner = inner.func
+    inner = innermost(name)
     title = type(inner).__qualname__
     with suppress(Exception):  # a callable may answer for its attributes by code of its own
-        title = str(inner.__qualname__)
+        title = str(getattr(inner, "__qualname__", title))
     return f"{title.rpartition('<locals>.')[2]}(…), called at {place(call)}"
+
+
+def innermost(function: object) -> object:
+    """Return what a `functools.partial` and its like call in the end."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
 
 
 def place(call: Call[Any]) -> str:
@@ -738,6 +753,51 @@ def start_afresh() -> None:
     drains.clear()
     failures.clear()
 
+
+# -- Calls that compute --------------------------------------------------------------------
+
+
+class Computing:
+    """How long the functions that worker threads run have run, and computed meanwhile (T1).
+
+    Only calls of more than a millisecond are measured, so that short ones cost nothing more.
+    A thread's processor time is read at the end of such a call and when the thread wakes up;
+    what lies between two readings besides the call is counted as computed by others, so that
+    a function that waits is never blamed for their work.
+    """
+
+    def __init__(self) -> None:
+        # By code, not by function: a closure that is made again and again is one entry.
+        self.totals: dict[object, tuple[int, float, float]] = {}
+        self.said: dict[object, object] = {}
+
+    def add(self, call: Call[Any], here: Thread, now: float, ran: float) -> None:
+        """Count a call that ran for `ran` seconds until `now`; say so once if it computes."""
+        before, others = here.cpu, now - here.marked - ran
+        here.mark(now)
+        computed = min(max(here.cpu - before - others, 0.0), ran)
+        function = innermost(call._function)
+        is_code = isinstance(function, FunctionType | MethodType)  # others may raise when asked
+        key: object = getattr(function, "__code__", None) if is_code else type(function)
+        calls, total, cpu = self.totals.get(key, (0, 0.0, 0.0))
+        calls, total, cpu = calls + 1, total + ran, cpu + computed
+        self.totals[key] = calls, total, cpu
+        mine = object()
+        if total > 1.0 and cpu > 0.5 * total and self.said.setdefault(key, mine) is mine:
+            logger.warning(
+                "%s computed for %.0f %% of the %.1f s that %d calls took: %.1f s in which a "
+                "thread keeps the program from running; a process doesn't: "
+                "@background(executor=ProcessExecutor())",
+                describe(call),
+                100 * cpu / total,
+                total,
+                calls,
+                cpu,
+            )
+
+
+LONG = 0.001  # seconds
+computing = Computing()
 
 # -- Failures that nobody has looked at ---------------------------------------------------
 

@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any
 
 from background._call import (
@@ -83,6 +84,7 @@ class Worker:
         """Run calls until the queue is closed and empty."""
         here = self.thread = this_thread()
         here.queue = queue = self.queue
+        here.mark(monotonic())
         calls, bell = queue.calls, queue.bell
         while True:
             try:
@@ -93,6 +95,7 @@ class Worker:
                     break
                 self.idle = True
                 bell.get()
+                here.mark(monotonic())
                 self.idle = False
                 continue
             if len(queue.workers) > 1 and calls and bell.empty():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Held, Log
+from conftest import Held
 
 import background as package
 from background import (
@@ -21,7 +21,6 @@ from background import (
     InlineExecutor,
     ThreadExecutor,
     _call,
-    _runtime,
     _workers,
     background,
     configure,
@@ -560,18 +559,6 @@ def test_flush_inside_a_call(inline: bool) -> None:
     error = background(executor=executor)(flush)().exception()
     assert type(error) is RuntimeError
     assert "flush(…), called at" in str(error)
-
-
-def test_a_long_wait_explains_itself(held: Held, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
-    """T2: a long wait names the call that holds it up, its place, and where it stands."""
-    monkeypatch.setattr(_runtime, "PATIENCE", 0.01)
-    with pytest.raises(FlushTimeout):
-        flush(0.3)
-    assert 1 <= len(log.warnings) <= 2  # after 0.01 s and 0.1 s, not more often
-    said = log.warnings[0]
-    assert "_hold(…), called at conftest.py:" in said
-    assert "stands at" in said
-    assert "in Event.wait" in said or "in Condition.wait" in said
 
 
 def test_configure_restores() -> None:
