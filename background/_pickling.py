@@ -19,7 +19,7 @@ from contextlib import suppress
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
-__all__ = ["dragged", "dumps", "pack_call", "pack_error", "unpack_call", "unpack_error"]
+__all__ = ["dragged", "dumps", "pack_call", "pack_error", "pack_result", "unpack_call", "unpack_error"]
 
 LARGE = 1 << 20  # bytes of a global that are worth a word
 SEPARATE = 1 << 16  # bytes from which a buffer is kept apart instead of being copied twice
@@ -38,14 +38,34 @@ def pack_call(
     Raises `pickle.PicklingError`, which names what can't be pickled and where it is.
     """
     what = refer(function)
+
+    def names() -> list[tuple[str, Any]]:
+        positional = [(f"args[{i}]", value) for i, value in enumerate(args)]
+        by_name = [(f"kwargs[{name!r}]", value) for name, value in (kwargs or {}).items()]
+        return [("the function", what), *positional, *by_name]
+
+    by_value = what is function and _by_value(function)
+    return _packed((what, args, kwargs), buffers, by_value, names)
+
+
+def pack_result(result: object, buffers: list[memoryview] | None = None) -> bytes:
+    """Return a result as bytes, as `pack_call` does a call."""
+    return _packed(result, buffers, False, lambda: [("the result", result)])
+
+
+def _packed(
+    value: object,
+    buffers: list[memoryview] | None,
+    by_value: bool,
+    names: Callable[[], list[tuple[str, Any]]],
+) -> bytes:
     try:
-        return dumps((what, args, kwargs), buffers, what is function and _by_value(function))
+        return dumps(value, buffers, by_value)
     except KeyboardInterrupt:  # the user's, who waits for the pickling
         raise
     except BaseException as error:  # the hooks of users may raise anything
-        roots = [("the function", what), *((f"args[{i}]", arg) for i, arg in enumerate(args))]
-        roots += [(f"kwargs[{name!r}]", value) for name, value in (kwargs or {}).items()]
-        raise _refusal(error, roots) from None
+        refusal = _refusal(error, names())
+    raise refusal
 
 
 def unpack_call(
@@ -92,8 +112,8 @@ def _thorough() -> Any:
                 if _by_value(value):
                     raise pickle.PicklingError(f"{value!r} can't be sent by name")
                 return NotImplemented
-            if (reduce := getattr(type(value), "_reduce_by_value", None)) is not None:
-                return reduce(value)  # a decorated function
+            if hasattr(type(value), "_reduce_by_value") and _by_value(value):
+                return value._reduce_by_value()  # a decorated function
             return super().reducer_override(value)
 
     return Pickler
@@ -150,8 +170,12 @@ def _by_value(value: Any) -> bool:
         value = value.__func__
     if type(value) is FunctionType:
         return refer(value) is value
-    named = isinstance(value, type) or hasattr(type(value), "_reduce_by_value")
-    return named and getattr(value, "__module__", None) == "__main__"
+    if not isinstance(value, type) and not hasattr(type(value), "_reduce_by_value"):
+        return False
+    found: Any = None
+    with suppress(Exception):
+        found = _look_up(sys.modules[value.__module__], value.__qualname__)
+    return found is not value or value.__module__ == "__main__"
 
 
 def dragged(function: Any) -> list[tuple[str, int]]:
