@@ -11,12 +11,15 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import marshal
+import operator
 import pickle
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from types import FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 __all__ = ["dragged", "dumps", "pack_call", "pack_error", "pack_result", "unpack_call", "unpack_error"]
@@ -44,8 +47,14 @@ def pack_call(
         by_name = [(f"kwargs[{name!r}]", value) for name, value in (kwargs or {}).items()]
         return [("the function", what), *positional, *by_name]
 
-    by_value = what is function and _by_value(function)
-    return _packed((what, args, kwargs), buffers, by_value, names)
+    if what is not function or not _by_value(function):
+        return _packed((what, args, kwargs), buffers, False, names)
+    packed = None if buffers is None else _remembered(function)
+    if buffers is None or packed is None:
+        return _packed((what, args, kwargs), buffers, True, names)
+    data = _packed((None, args, kwargs), buffers, False, names)
+    buffers.append(memoryview(packed))
+    return data
 
 
 def pack_result(result: object, buffers: list[memoryview] | None = None) -> bytes:
@@ -72,7 +81,10 @@ def unpack_call(
     data: bytes | bytearray, buffers: Iterable[Any] = ()
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Return function, arguments and keyword arguments of a call."""
-    what, args, kwargs = pickle.loads(data, buffers=buffers)
+    rest = iter(buffers)
+    what, args, kwargs = pickle.loads(data, buffers=rest)
+    if what is None:
+        what = pickle.loads(next(rest))
     return find(what), args, kwargs or {}
 
 
@@ -108,6 +120,8 @@ def _thorough() -> Any:
 
     class Pickler(base):  # type: ignore[misc]
         def reducer_override(self, value: Any) -> Any:
+            if type(value) is CodeType:  # cloudpickle drops the name of the file
+                return marshal.loads, (marshal.dumps(value),)
             if base is pickle.Pickler:
                 if _by_value(value):
                     raise pickle.PicklingError(f"{value!r} can't be sent by name")
@@ -178,6 +192,63 @@ def _by_value(value: Any) -> bool:
     return found is not value or value.__module__ == "__main__"
 
 
+_functions: weakref.WeakKeyDictionary[FunctionType, tuple[list[Any], int, bytes]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _remembered(function: Any) -> bytes | None:
+    """Return the pickle of a function sent by value, or None if what it holds may change.
+
+    It takes cloudpickle up to 100 µs, at every call, to find that nothing has changed.
+    """
+    leaves: list[Any] = []
+    if type(function) is not FunctionType or not _gather(function, leaves, set()):
+        return None
+    loaded = len(sys.modules)  # cloudpickle looks at which submodules there are
+    before, then, packed = _functions.get(function, ([], 0, b""))
+    same = len(before) == len(leaves) and all(map(operator.is_, before, leaves))
+    if not same or then != loaded:
+        try:
+            packed = dumps(function, None, True)
+        except Exception:
+            return None  # tried again with the call's arguments, which says what is wrong
+        _functions[function] = leaves, loaded, packed
+    return packed
+
+
+def _gather(function: FunctionType, leaves: list[Any], seen: set[CodeType]) -> bool:
+    """Gather what the pickle of a function depends on; return False if some may change in place."""
+    code = function.__code__
+    if code in seen:
+        return True
+    seen.add(code)
+    leaves.append(code)
+    if function.__dict__ or function.__kwdefaults__:
+        return False
+    values = [value for _, value in _variables(function)]
+    for value in (*values, *(function.__defaults__ or ())):
+        kind = type(value)
+        if kind in _CONSTANT:
+            leaves.append(value)
+        elif kind is ModuleType or kind is BuiltinFunctionType:
+            module = value if kind is ModuleType else value.__self__  # a list, of list.append
+            if type(module) is not ModuleType or sys.modules.get(module.__name__) is not module:
+                return False
+            leaves.append(value)
+        elif kind is FunctionType or isinstance(value, type):
+            if not _by_value(value):
+                leaves.append(value)
+            elif kind is not FunctionType or not _gather(value, leaves, seen):
+                return False
+        else:
+            return False
+    return True
+
+
+_CONSTANT = {type(None), bool, int, float, complex, str, bytes}
+
+
 def dragged(function: Any) -> list[tuple[str, int]]:
     """Return the large variables that a function sent by value takes along, and their bytes."""
     large = []
@@ -191,17 +262,21 @@ def dragged(function: Any) -> list[tuple[str, int]]:
 
 
 def _variables(function: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the variables outside a function that it refers to."""
+    """Yield the variables outside a function that it, or a function inside it, may refer to."""
     if type(function) is MethodType:
         function = function.__func__
     if type(function) is not FunctionType or not _by_value(function):
         return
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+    code = function.__code__
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # it has no value yet
             yield name, cell.cell_contents
-    for name in function.__code__.co_names:
-        if name in function.__globals__:
-            yield name, function.__globals__[name]
+    codes = [code]
+    for code in codes:
+        codes += [const for const in code.co_consts if type(const) is CodeType]
+        for name in code.co_names:
+            if name in function.__globals__:
+                yield name, function.__globals__[name]
 
 
 # -- What can't be pickled ----------------------------------------------------------------
