@@ -19,8 +19,9 @@ failure reaches you once: through its future if you keep it, else through the lo
 
 from background._call import Future
 from background._decorator import background
-from background._errors import BackgroundError, FlushTimeout
+from background._errors import BackgroundError, FlushTimeout, WorkerDied
 from background._executors.inline import InlineExecutor
+from background._executors.process import ProcessExecutor
 from background._executors.threads import ThreadExecutor
 from background._runtime import configure, flush, stats
 
@@ -29,7 +30,9 @@ __all__ = [
     "FlushTimeout",
     "Future",
     "InlineExecutor",
+    "ProcessExecutor",
     "ThreadExecutor",
+    "WorkerDied",
     "background",
     "configure",
     "flush",

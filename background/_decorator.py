@@ -56,6 +56,10 @@ class BackgroundFunction(_Wrapper):
     def __reduce_ex__(self, protocol: object) -> str:
         return self.__reduce__()
 
+    def _reduce_by_value(self) -> Any:
+        # For another process, which can't find the name.
+        return wrap, (self.__wrapped__, self._self_executor)
+
 
 def wrap(function: Any, executor: Executor | None) -> BackgroundFunction:
     """Wrap a function so that a call costs as little as it can.

@@ -1,9 +1,10 @@
-"""The demo: one training, three times, with pictures that wait for a slow plotting service.
+"""The demo: one training, again and again, with pictures that wait or compute.
 
-Softmax regression on scikit-learn's handwritten digits posts a picture of its weights and its
-loss at intervals: never, inline, and in the background. The service is a real HTTP server in
-a process of its own (`python -m background._demo FOLDER LATENCY`), so that it shares neither
-the interpreter's lock nor the fate of the training.
+Softmax regression on scikit-learn's handwritten digits makes a picture of its weights and its
+loss at intervals. Pictures that wait are posted to a slow plotting service, inline and in the
+background; pictures that compute are drawn by matplotlib, inline, in a thread and in a process.
+The service is a real HTTP server in a process of its own (`python -m background._demo FOLDER
+LATENCY`), so that it shares neither the interpreter's lock nor the fate of the training.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from background import BackgroundError, Future, background, flush
 
 __all__ = ["Trouble", "run"]
 
-SECONDS = 6.0  # of training in each run, unless the number of steps is given
+SECONDS = 4.0  # of training in each run, unless the number of steps is given
 SPACING = 1.5  # training between two pictures, in latencies: the backlog must be able to drain
-PICTURE = re.compile(r"(inline|background)-\d{4,}\.png")  # the service's names
+PICTURE = re.compile(r"(waiting|computing)-(inline|background|thread|process)-\d{4,}\.png")
 TILE = 8  # pixels of a picture for a pixel of a digit
 
 Span = tuple[float, float]  # from and to, in seconds of `perf_counter`
-Post = Callable[[str, int, Any, list[float]], object]
+Plot = Callable[[str, Any, list[float]], object]  # returns its span, or the future of it
 
 
 class Trouble(Exception):
@@ -46,17 +47,17 @@ class Trouble(Exception):
 
 
 def run(folder: Path | None, steps: int | None, latency: float) -> None:
-    """Train three times, print where the time went, and draw it.
+    """Train once for each way of plotting, print where the time went, and draw it.
 
     Args:
         folder: where the pictures go, made if it is missing; None makes a temporary one.
-        steps: of gradient descent in each run; None for as many as take six seconds here.
+        steps: of gradient descent in each run; None for as many as take four seconds here.
         latency: seconds after which the plotting service answers.
 
     Raises:
         Trouble: a package is missing, the folder can't be written, or the service failed.
     """
-    for name in ("numpy", "sklearn.datasets", "matplotlib.image", "tqdm"):
+    for name in ("numpy", "sklearn.datasets", "matplotlib.image", "tqdm", "threadpoolctl"):
         need(name)
     folder = writable(folder)
     # One thread for the linear algebra: several would fight over the cores, and the table
@@ -74,14 +75,19 @@ def run(folder: Path | None, steps: int | None, latency: float) -> None:
             f"every {every:,}, "
             f"for a service that takes {latency * 1000:g} ms to answer"
         )
-        in_background = background(numbers.post)
-        with need("tqdm").tqdm(total=3 * steps, unit=" steps", leave=False) as bar:
+        draw = partial(draw_figure, folder)
+        ways: list[tuple[str, Plot | None]] = [
+            ("no plots", None),
+            ("waiting, inline", numbers.post),
+            ("waiting, background", background(numbers.post)),
+            ("computing, inline", draw),
+            ("computing, thread", background(draw)),
+            ("computing, process", background(draw, executor=ProcessExecutor())),
+        ]
+        total = len(ways) * steps
+        with need("tqdm").tqdm(total=total, unit=" steps", leave=False, disable=None) as bar:
             try:
-                runs = [
-                    numbers.train("no plots", steps, every, None, bar),
-                    numbers.train("inline", steps, every, numbers.post, bar),
-                    numbers.train("background", steps, every, in_background, bar),
-                ]
+                runs = [numbers.train(name, steps, every, plot, bar) for name, plot in ways]
             except BackgroundError as error:
                 raise Trouble(
                     f"{error.count} pictures got lost on the way: {error.exceptions[0]!r}"
@@ -90,7 +96,7 @@ def run(folder: Path | None, steps: int | None, latency: float) -> None:
                 raise Trouble(f"the plotting service failed: {error!r}") from error
     print(table(runs))
     read = {f"{run.accuracy:.1%}" for run in runs}
-    print(f"Each of the three models reads {' or '.join(sorted(read))} of unseen digits right.")
+    print(f"Each of the models reads {' or '.join(sorted(read))} of unseen digits right.")
     draw_timelines(runs, latency, folder / "timelines.png")
     print(f"Pictures: {folder}\nWhere the time went: {folder / 'timelines.png'}")
 

@@ -6,7 +6,17 @@ from pathlib import Path
 import background
 
 ROOT = Path(background.__file__).parent
-LAYERS = ["_errors", "_call", "_workers", "_executors", "_runtime", "_decorator", "", "_demo"]
+LAYERS = [
+    "_pickling",
+    "_errors",
+    "_call",
+    "_workers",
+    "_executors",
+    "_runtime",
+    "_decorator",
+    "",
+    "_demo",
+]
 LAYERS += ["__main__"]
 
 
