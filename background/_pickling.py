@@ -22,7 +22,15 @@ from contextlib import suppress
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-__all__ = ["dragged", "dumps", "pack_call", "pack_error", "pack_result", "unpack_call", "unpack_error"]
+__all__ = [
+    "dragged",
+    "dumps",
+    "pack_call",
+    "pack_error",
+    "pack_result",
+    "unpack_call",
+    "unpack_error",
+]
 
 LARGE = 1 << 20  # bytes of a global that are worth a word
 SEPARATE = 1 << 16  # bytes from which a buffer is kept apart instead of being copied twice
