@@ -19,12 +19,10 @@ from time import monotonic
 from typing import Any
 
 from background import _channel
-from background._channel import Channel
+from background._channel import MOVE, RAISED, RETURNED, Channel
 from background._pickling import pack_error, pack_result, unpack_call
 
 __all__ = ["main"]
-
-RETURNED, RAISED = 0, 1
 
 
 def main(connection: int, life: int) -> None:
@@ -62,12 +60,19 @@ def end_with(life: int) -> None:
 
 def serve(channel: Channel) -> None:
     """Run one call and send its outcome."""
-    _, data, buffers = channel.receive()
+    try:
+        kind, data, buffers = channel.receive()
+    except MemoryError as error:
+        return channel.send(RAISED, pack_error(error))
+    if kind == MOVE:
+        with suppress(OSError):  # there is no such directory any more
+            os.chdir(bytes(data))
+        return None
     kind, answer, views = outcome(data, buffers)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # what the call printed is seen before its outcome
             stream.flush()
-    channel.send(kind, answer, views)
+    return channel.send(kind, answer, views)
 
 
 def outcome(data: bytearray, buffers: list[bytearray]) -> tuple[int, bytes, list[memoryview]]:
