@@ -140,7 +140,7 @@ def _thorough() -> Any:
             if hasattr(type(value), "_reduce_by_value") and _by_value(value):
                 return value._reduce_by_value()  # a decorated function
             reduced = super().reducer_override(value)
-            if isinstance(value, type) and reduced is not NotImplemented:
+            if isinstance(value, type) and reduced is not NotImplemented and len(reduced) == 6:
                 if value not in _made:
                     _native.add(value)
                 return *reduced[:2], (reduced[5], reduced[2]), None, None, _complete

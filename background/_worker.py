@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import fcntl
+import functools
 import os
 import select
 import signal
@@ -35,7 +36,8 @@ def main(connection: int, life: int) -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the mask of the thread that started us
     end_with(life)
     # What a call forks must hold neither: they would seem open after our end.
-    os.register_at_fork(after_in_child=lambda: (os.close(life), os.close(connection)))
+    for descriptor in (life, connection):
+        os.register_at_fork(after_in_child=functools.partial(os.close, descriptor))
     channel = Channel(socket.socket(fileno=connection))
     with suppress(EOFError, OSError):
         while True:

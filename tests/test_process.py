@@ -10,7 +10,6 @@ import random
 import resource
 import select
 import signal
-import struct
 import subprocess
 import sys
 import termios
@@ -34,7 +33,6 @@ from background import (
     ThreadExecutor,
     WorkerDied,
     _runtime,
-    background,
     flush,
 )
 from background._channel import Channel
@@ -102,6 +100,8 @@ print("done")
 @pytest.mark.parametrize("how", ["script", "-c", "stdin", "-m", "interactive", "no directory"])
 def test_from_anywhere(how: str, tmp_path: Path) -> None:
     """D1, Process: works from every kind of program, which is not run again in the worker."""
+    if how == "no directory" and sys.version_info[:3] == (3, 13, 0):
+        pytest.skip("there CPython 3.13.0 finds no name missing in a module: it can't import socket")
     pkg = tmp_path / "pkg"
     pkg.mkdir()
     (pkg / "__init__.py").write_text("")
@@ -375,7 +375,7 @@ def test_context_variables_stay(executor: ProcessExecutor) -> None:
 
 def test_a_large_global_is_told_once(tmp_path: Path) -> None:
     """T3: a large global that every call drags along is named once, with its bytes."""
-    lines, err = run(
+    _, err = run(
         """
         from background import ProcessExecutor, background, flush
         weights = bytes(2_000_000)
@@ -413,7 +413,6 @@ def test_functions_are_as_they_are_at_the_call(tmp_path: Path) -> None:
         check(2, {}, 3, 2, 2, 0)
         table["a"] = 1
         check(2, {"a": 1}, 3, 2, 2, 0)
-        table = 0, 
         table = ()
         check(2, {}, 3, 2, 2, 0)
         number = 3
