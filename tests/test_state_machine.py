@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from conftest import Log
+from conftest import Log, let_die
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -151,6 +151,7 @@ class Machine(RuleBasedStateMachine):
             self.logged += 1
         if model.state != "waiting":
             self.models.remove(model)
+        let_die()
         assert len(self.log.errors) == self.logged
 
     @rule(model=calls)
