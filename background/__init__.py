@@ -23,6 +23,7 @@ from background._errors import BackgroundError, FlushTimeout
 from background._executors.inline import InlineExecutor
 from background._executors.threads import ThreadExecutor
 from background._runtime import configure, flush, stats
+from background._snapshot import snapshot
 
 __all__ = [
     "BackgroundError",
@@ -33,5 +34,6 @@ __all__ = [
     "background",
     "configure",
     "flush",
+    "snapshot",
     "stats",
 ]
