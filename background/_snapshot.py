@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import sys
+import traceback
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -146,11 +147,14 @@ def copy_arguments(
             where = f"kwargs[{name!r}]"
             named[name] = copy_part(value, memo)
     except Exception as error:
+        # As text: the traceback would keep the frames that made the call, and all they hold.
+        trace = "".join(traceback.format_exception(error, limit=-3))
+        error.__traceback__ = error.__cause__ = error.__context__ = None
         with suppress(Exception):  # an exception that takes no notes is still the outcome
             BaseException.add_note(
                 error,
                 f"snapshot=True could not copy {where}, so the call did not run; "
-                "snapshot.register says how to copy a type",
+                f"snapshot.register says how to copy a type\n{trace}",
             )
         return Failed(function, error), (), None
     return function, tuple(copies), kwargs
@@ -231,13 +235,16 @@ def copy_dict(value: Any, memo: Memo, base: Any = dict) -> Any:
 
 
 def copy_set(value: Any, memo: Memo) -> Any:
-    copy = set.copy(value)  # of the same type, without its __init__
+    kind: Any = type(value)
+    items = set.copy(value)
+    copy: Any = items if kind is set else set.__new__(kind)
     remember(value, copy, memo)
-    if not atoms.issuperset(map(type, set.__iter__(copy))):
-        items = list(set.__iter__(copy))
-        set.clear(copy)
-        set.update(copy, [copy_part(item, memo) for item in items])
-    if type(value) is not set:
+    if not atoms.issuperset(map(type, items)):
+        parts = [copy_part(item, memo) for item in items]
+        items.clear()
+        items.update(parts)
+    if copy is not items:
+        set.update(copy, items)
         copy_attributes(value, copy, memo)
     return copy
 
