@@ -59,24 +59,24 @@ class Watched(functools.partial[Any]):
         for argument in self.before.keys() & now.keys():
             for old, new in zip_longest(self.before[argument], now[argument]):
                 if old != new:
-                    tell(self.name, argument, (old or new)[0])
+                    self.tell(argument, (old or new)[0])
                     break
+
+    def tell(self, argument: str, path: str) -> None:
+        code = getattr(self.func, "__code__", None)  # two lambdas are two functions
+        function = f"{code.co_filename}:{code.co_firstlineno}" if code else self.name
+        if (function, argument) not in told:
+            told.add((function, argument))
+            logger.warning(
+                "%s: %s changed between the call and its start, and the call sees it changed; "
+                "write @background(snapshot=True), or pass snapshot(…) of it",
+                self.name,
+                path,
+            )
 
     def __reduce__(self) -> Any:
         # In another process nothing is the same object: there is nothing to compare.
         return functools.partial, (self.func,)
-
-
-def tell(name: str, argument: str, path: str) -> None:
-    key = name.partition("(…)")[0], argument
-    if key not in told:
-        told.add(key)
-        logger.warning(
-            "%s: %s changed between the call and its start, and the call sees it changed; "
-            "write @background(snapshot=True), or pass snapshot(…) of it",
-            name,
-            path,
-        )
 
 
 def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, list[tuple[str, object]]]:

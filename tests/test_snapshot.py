@@ -280,7 +280,7 @@ def test_what_is_copied(name: str) -> None:
 
 
 class Color(enum.Enum):
-    RED = [1]
+    RED = [1]  # noqa: RUF012  # a value that can change, on purpose
 
 
 @dataclasses.dataclass
@@ -289,7 +289,7 @@ class Mixin:
 
 
 class Member(Mixin, enum.Enum):
-    ONE = [1]
+    ONE = [1]  # noqa: RUF012
 
 
 class Unknown:
@@ -761,10 +761,10 @@ class Units(np.ndarray):
 def test_numpy_subclasses_and_scalars() -> None:
     """C4: subclasses stay what they are; dates, strings and scalars are no special case."""
     assert type(snapshot(np.ones(2).view(Units))) is Units
-    for array in (np.array(["a"]), np.array(["2020"], "M8[s]"), np.array(1.5), np.array(b"a")):
-        made = snapshot(array)
-        assert made is not array
-        assert made == array
+    for value in (np.array(["a"]), np.array(["2020"], "M8[s]"), np.array(1.5), np.array(b"a")):
+        made = snapshot(value)
+        assert made is not value
+        assert made == value
     losses = [np.float32(1.5)] * 3
     assert snapshot(losses) == losses
 
