@@ -279,6 +279,11 @@ def test_what_is_copied(name: str) -> None:
     assert not shared(made, value)
 
 
+@dataclasses.dataclass
+class Failure(Exception):
+    code: list[int]
+
+
 class Color(enum.Enum):
     RED = [1]  # noqa: RUF012  # a value that can change, on purpose
 
@@ -320,6 +325,7 @@ class Unknown:
         np.float64(1.5),
         np.dtype("f8"),
         ValueError([1]),
+        Failure([1]),
         weakref.ref(Unknown),
         iter([1]),
     ],
