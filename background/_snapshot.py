@@ -214,7 +214,7 @@ def copy_list(value: Any, memo: Memo) -> Any:
 
 def copy_dict(value: Any, memo: Memo, base: Any = dict) -> Any:
     kind: Any = type(value)
-    items = dict.copy(value) if base is dict else dict(base.items(value))
+    items = value.copy() if kind is dict else dict(base.items(value))
     copy: Any = items if kind is dict else base.__new__(kind)
     remember(value, copy, memo)
     if not atoms.issuperset(map(type, items.values())):
@@ -250,14 +250,18 @@ def copy_set(value: Any, memo: Memo) -> Any:
 
 
 def copy_deque(value: Any, memo: Memo) -> Any:
-    copy = deque.__new__(type(value))
-    deque.__init__(copy, list(deque.__iter__(value)), value.maxlen)
+    kind: Any = type(value)
+    if kind is deque:
+        copy: Any = value.copy()
+    else:
+        copy = deque.__new__(kind)
+        deque.__init__(copy, deque.__iter__(value), value.maxlen)
     remember(value, copy, memo)
     if not atoms.issuperset(map(type, deque.__iter__(copy))):
         items = [copy_part(item, memo) for item in deque.__iter__(copy)]
         deque.clear(copy)
         deque.extend(copy, items)
-    if type(value) is not deque:
+    if kind is not deque:
         copy_attributes(value, copy, memo)
     return copy
 

@@ -87,10 +87,15 @@ class Config(dict[str, Any]):
         self.path = path
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(name) from None
+        if name in self:
+            return dict.__getitem__(self, name)
+        raise AttributeError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(dict.keys(self)))
+
+    def __getitem__(self, key: str) -> None:
+        raise AssertionError
 
     def __setitem__(self, key: str, value: object) -> None:
         raise AssertionError
@@ -501,13 +506,17 @@ def test_an_executor_that_packs_makes_no_second_copy(held: Held) -> None:
     assert future.result() is value
 
 
+class CannotError(ValueError):
+    """An error that can be seen to die."""
+
+
 class Broken:
     """Something that can't be copied."""
 
 
 @snapshot.register(Broken)
 def copy_broken(value: Broken, memo: dict[int, object]) -> Broken:
-    raise ValueError("it is broken")
+    raise CannotError("it is broken")
 
 
 def test_a_failed_copy_fails_the_call_alone(executor: Executor) -> None:
@@ -558,11 +567,13 @@ def test_nothing_is_kept(executor: Executor) -> None:
         alive = [weakref.ref(value), weakref.ref(bad)]
         future = background(lambda x: weakref.ref(x), executor=executor, snapshot=True)(value)
         logging.getLogger("background").disabled = True
-        background(len, executor=executor, snapshot=True)(bad)  # type: ignore[arg-type]
+        failed = background(len, executor=executor, snapshot=True)  # type: ignore[arg-type]
+        alive.append(weakref.ref(failed(bad).exception()))
+        failed(bad)
         del value, bad
         flush()
         logging.getLogger("background").disabled = False
-        assert [ref() for ref in [*alive, future.result()]] == [None] * 3
+        assert [ref() for ref in [*alive, future.result()]] == [None] * 4
     finally:
         gc.enable()
 
@@ -850,10 +861,13 @@ def test_other_threads_may_go_on() -> None:
             vars(space).__setitem__(str(i), [i]) if i else vars(space).clear()
 
     thread = threading.Thread(target=change)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # strike between any two lines
     thread.start()
     try:
         for _ in range(2000):
             snapshot(shared)
     finally:
+        sys.setswitchinterval(before)
         stop.set()
         thread.join()
