@@ -68,7 +68,8 @@ class Snapshot:
             return value
         if memo is None:
             memo = {}
-        if id(memo) not in memo:
+            memo[id(memo)] = []
+        elif id(memo) not in memo:  # one of `copy.deepcopy` that is still empty
             memo[id(memo)] = []
         copy: T = copy_part(value, memo)
         return copy
@@ -179,11 +180,13 @@ def copy_part(value: Any, memo: Memo) -> Any:
     kind: Any = type(value)
     if kind in atoms:
         return value
-    copy = memo.get(id(value), memo)  # the memo itself stands for nothing
+    key = id(value)
+    copy = memo.get(key, memo)  # the memo itself stands for nothing
     if copy is memo:
         copy = (copiers.get(kind) or find_copier(kind))(value, memo)
-        if copy is not value and id(value) not in memo:
-            remember(value, copy, memo)
+        if copy is not value and key not in memo:
+            memo[key] = copy  # as `remember` does, whose call would cost more than it does
+            memo[id(memo)].append(value)
     return copy
 
 
