@@ -42,18 +42,21 @@ def watch(call: Call[Any], args: tuple[Any, ...]) -> None:
 class Watched(functools.partial[Any]):
     """Stands for a function: looks whether its arguments have changed, then calls it."""
 
+    function: Any  # not `func`: of a partial function that is the one inside
     name: str
     before: dict[str, list[tuple[str, object]]]
 
     def __new__(cls, call: Call[Any], args: tuple[Any, ...]) -> Watched:
         self = super().__new__(cls, call._function)
+        self.function = call._function
         self.name = describe(call)
         self.before = look(args, call._kwargs or {})
         return self
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        self.compare(look(args, kwargs))
-        return self.func(*args, **kwargs)
+        with suppress(Exception):  # whatever an argument is, it must not fail the call
+            self.compare(look(args, kwargs))
+        return self.function(*args, **kwargs)
 
     def compare(self, now: dict[str, list[tuple[str, object]]]) -> None:
         for argument in self.before.keys() & now.keys():
@@ -63,7 +66,7 @@ class Watched(functools.partial[Any]):
                     break
 
     def tell(self, argument: str, path: str) -> None:
-        code = getattr(self.func, "__code__", None)  # two lambdas are two functions
+        code = getattr(self.function, "__code__", None)  # two lambdas are two functions
         function = f"{code.co_filename}:{code.co_firstlineno}" if code else self.name
         if (function, argument) not in told:
             told.add((function, argument))
@@ -76,7 +79,7 @@ class Watched(functools.partial[Any]):
 
     def __reduce__(self) -> Any:
         # In another process nothing is the same object: there is nothing to compare.
-        return functools.partial, (self.func,)
+        return functools.partial, (self.function,)
 
 
 def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, list[tuple[str, object]]]:
@@ -86,7 +89,7 @@ def look(args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, list[tuple[
     seen: dict[int, object] = {}
     found: dict[str, list[tuple[str, object]]] = {}
     for path, value in named.items():
-        with suppress(Exception):  # whatever an argument is, it must not fail the call
+        with suppress(Exception):  # this one is not looked at
             found[path] = list(parts(path, value, seen))
     return found
 

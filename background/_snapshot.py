@@ -434,7 +434,7 @@ def find_copier(kind: type) -> Callable[[Any, Memo], Any]:
 
 
 default = registry.dispatch(object)
-copiers: dict[type, Callable[[Any, Memo], Any]] = {}  # those found so far; keeps no type for long
+copiers: dict[type, Callable[[Any, Memo], Any]] = {}  # those found so far
 _built_in: dict[type, Callable[[Any, Memo], Any]] = {
     list: copy_list,
     dict: copy_dict,

@@ -258,6 +258,25 @@ def test_whatever_an_argument_is_the_call_runs(make: Any, executor: Executor, lo
     assert not log.warnings
 
 
+class HostileFunction:
+    """A callable that answers for its attributes by an error."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ValueError(name)
+
+    def __call__(self, x: list[int]) -> int:
+        return len(x)
+
+
+def test_whatever_a_function_is_it_runs(held: Held) -> None:
+    """C4: a function that can't be named still runs."""
+    value = [1]
+    future = held.executor.submit(HostileFunction(), value)
+    value.append(2)
+    held.gate.set()
+    assert future.result() == 2
+
+
 def test_the_outcome_is_the_functions_own(executor: Executor) -> None:
     """I1: with debug on, results, failures and their notes are what they are without."""
 
@@ -265,6 +284,10 @@ def test_the_outcome_is_the_functions_own(executor: Executor) -> None:
         raise ValueError(x)
 
     assert background(divmod, executor=executor)(7, 2).result() == (3, 1)
+    bound = functools.partial(fail, [1])
+    assert isinstance(background(bound, executor=executor)().exception(), ValueError)
+    power = functools.partial(pow, 2, mod=5)
+    assert background(power, executor=executor)(4).result() == 1
     error = background(fail, executor=executor)([1]).exception()
     assert isinstance(error, ValueError)
     assert error.__notes__[0].startswith("fail(…), called at test_debug.py:")
