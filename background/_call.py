@@ -51,6 +51,7 @@ __all__ = [
     "this_thread",
     "threads",
     "waiting",
+    "watchers",
 ]
 
 P = ParamSpec("P")
@@ -155,6 +156,8 @@ waiting: dict[Call[Any], tuple[Any, ...]] = {}
 # same ident, so there are never more than there were threads at once.
 threads: dict[int, Thread] = {}
 drains: list[Drain] = []
+# One at most, while `configure(debug=True)` holds: it sees each call before anyone knows it.
+watchers: list[Callable[[Call[Any], tuple[Any, ...]], None]] = []
 
 _FILE = Thread.__init__.__code__.co_filename
 _FOLDER = os.path.dirname(_FILE)
@@ -580,6 +583,8 @@ def put(
     call = Call(executor, function, kwargs, frame)
     if executor._packs:
         args = executor._pack(call, args)
+    elif watchers:
+        watchers[0](call, args)
     # Ctrl-C can strike between any two lines. Before the try nothing is written, inside it
     # everything is taken back: a call is made whole or not at all.
     try:

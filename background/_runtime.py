@@ -26,7 +26,9 @@ from background._call import (
     start_afresh,
     threads,
     waiting,
+    watchers,
 )
+from background._debug import watch
 from background._errors import BackgroundError, FlushTimeout
 from background._executors.threads import ThreadExecutor
 from background._workers import end_workers, forget_workers
@@ -45,6 +47,7 @@ class Settings:
     def __init__(self) -> None:
         self.executor: Executor = ThreadExecutor()
         self.exit_timeout: float | None = None
+        self.debug = False
 
 
 settings = Settings()
@@ -65,6 +68,9 @@ class configure:
         executor: what runs the calls of functions that name no executor of their own.
         exit_timeout: how long the program's exit may wait for calls, in seconds; None, the
             default, for as long as it takes. What is not done by then is dropped, and said.
+        debug: whether to look for arguments that change between a call and its start: a
+            warning names the call and the argument, once for each function and argument. It
+            reads all arguments twice; False, the default, costs nothing.
 
     What is not given stays as it is. Calls that were made before stay where they are.
 
@@ -77,7 +83,11 @@ class configure:
     _KEEP: Any = object()
 
     def __init__(
-        self, *, executor: concurrent.futures.Executor = _KEEP, exit_timeout: float | None = _KEEP
+        self,
+        *,
+        executor: concurrent.futures.Executor = _KEEP,
+        exit_timeout: float | None = _KEEP,
+        debug: bool = _KEEP,
     ) -> None:
         if executor is not self._KEEP:
             executor = check_executor(executor)
@@ -86,9 +96,12 @@ class configure:
                 raise TypeError(f"exit_timeout must be seconds or None, not {exit_timeout!r}")
             if not exit_timeout >= 0:
                 raise ValueError(f"exit_timeout must be at least 0 seconds, not {exit_timeout!r}")
+        if debug is not self._KEEP and not isinstance(debug, bool):
+            raise TypeError(f"debug must be True or False, not {debug!r}")
         self._before = vars(settings).copy()
-        given = {"executor": executor, "exit_timeout": exit_timeout}
+        given = {"executor": executor, "exit_timeout": exit_timeout, "debug": debug}
         vars(settings).update((k, v) for k, v in given.items() if v is not self._KEEP)
+        watchers[:] = [watch] if settings.debug else []
 
     def __enter__(self) -> None:
         """Do nothing: the settings hold since the call."""
@@ -100,6 +113,7 @@ class configure:
         trace: TracebackType | None,
     ) -> None:
         vars(settings).update(self._before)
+        watchers[:] = [watch] if settings.debug else []
 
 
 def flush(timeout: float | None = None, *, check: bool = False) -> None:
