@@ -22,7 +22,7 @@ import sys
 import threading
 import traceback
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, InvalidStateError
 from contextlib import suppress
 from functools import partial
@@ -334,7 +334,8 @@ class Call(Future[T]):
         # Over a copy: a flush that ends just now takes its drain out, and the loop over the
         # list itself would then pass over the next one, which would wait for this call for ever.
         for drain in drains and drains.copy():
-            drain.left.discard(self)
+            if drain.watched is self:
+                drain.watched = None
         return condition
 
     def _publish(self, condition: threading.Condition, state: str) -> None:
@@ -544,7 +545,7 @@ def let_go(here: Thread, condition: threading.Condition | None) -> None:
         with condition:
             condition.notify_all()
     for drain in drains and drains.copy():  # a copy: as in `_settle`
-        if not drain.left and drain.bell.empty():
+        if drain.watched is None and drain.bell.empty():
             drain.bell.put(None)
 
 
@@ -697,11 +698,16 @@ def place(call: Call[Any]) -> str:
 
 
 class Drain:
-    """A wait for every call made before a moment, and for those that they make."""
+    """A wait for every call made before a moment, and for those that they make.
+
+    It watches one call in the middle of those that are left, and looks again when that is
+    done. So it wakes up about as often as their number can be halved, in whatever order they
+    end, and of all others a worker needs to know nothing.
+    """
 
     def __init__(self, before: float) -> None:
         self.before = before
-        self.left: set[Call[Any]] = set()
+        self.watched: Call[Any] | None = None
         self.bell: SimpleQueue[None] = SimpleQueue()
 
     def __enter__(self) -> Drain:
@@ -716,31 +722,37 @@ class Drain:
     def wait(self, seconds: float | None = None) -> bool:
         """Return True once all is done, False if that takes longer than `seconds`."""
         deadline = None if seconds is None else monotonic() + seconds
-        while True:
-            if not self.left and not self._look():
-                return True
+        while self._look():
             left = None if deadline is None else max(deadline - monotonic(), 0)
             try:
                 self.bell.get(timeout=left)
             except Empty:
                 return False
+        return True
 
     def _look(self) -> bool:
-        """Look through the ledger; return whether something is left."""
-        self.left = {call for call in list(pending) if call._born <= self.before}
-        # A worker takes its call off the ledger first and out of `left` second: what was
-        # done while we looked is either missing there now or taken out of here by it.
-        for call in list(self.left):
-            if call not in pending:
-                self.left.discard(call)
-        return bool(self.left) or any(
+        """Look through the ledger; return whether something is left.
+
+        A worker takes its call off the ledger first and looks second whether it is watched;
+        here it is the other way round, so that one of both sees the other. A call that is off
+        the ledger and not yet let go of is `settling`, and who lets go of it rings.
+        """
+        while calls := self._left():
+            self.watched = calls[len(calls) // 2]
+            if self.watched in pending:
+                return True
+        self.watched = None
+        return any(
             thread.settling is not None and thread.settling <= self.before
             for thread in list(threads.values())
         )
 
-    def calls(self) -> Iterator[Call[Any]]:
-        """Yield what is left, the running calls first, each group the oldest first."""
-        yield from sorted(self.left.copy(), key=lambda call: (call._owner is None, call._since))
+    def _left(self) -> list[Call[Any]]:
+        return [call for call in list(pending) if call._born <= self.before]
+
+    def calls(self) -> list[Call[Any]]:
+        """Return what is left, the running calls first, each group the oldest first."""
+        return sorted(self._left(), key=lambda call: (call._owner is None, call._since))
 
 
 def start_afresh() -> None:

@@ -147,7 +147,7 @@ def flush(timeout: float | None = None, *, check: bool = False) -> None:
     with Drain(before) as drain:
         deadline = None if timeout is None else before + timeout
         if not wait_and_tell(drain, deadline, "flush()"):
-            calls = list(drain.calls())
+            calls = drain.calls()
             names = tuple(describe(call) for call in calls[:10])
             raise FlushTimeout(
                 f"{len(calls)} calls are not done after {timeout} s: {', '.join(names[:3])}"
@@ -204,7 +204,7 @@ def wait_and_tell(drain: Drain, deadline: float | None, who: str) -> bool:
 
 def tell(drain: Drain, who: str, seconds: float) -> None:
     """Log which call holds a wait up and where it stands now (T2)."""
-    calls = list(drain.calls())
+    calls = drain.calls()
     if calls:
         first = calls[0]
         logger.warning(
@@ -311,7 +311,7 @@ def drain_or_tell(drain: Drain) -> bool:
     if drain.wait(1.0 if timeout is None else min(1.0, timeout)):
         return True
     if timeout is None or timeout > 1.0:
-        count = sum(1 for _ in drain.calls())
+        count = len(drain.calls())
         logger.warning(
             "the program's end waits for %d background call%s; Ctrl-C drops them",
             count,
