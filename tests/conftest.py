@@ -4,6 +4,7 @@ import gc
 import logging
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 
@@ -48,9 +49,9 @@ def let_die() -> None:
 
     There the interpreter puts that off until the maker comes to know, or until a collection.
     """
-    if not GIL:
+    for _ in range(0 if GIL else 5):  # a collection that another one forestalls does nothing
         gc.collect()
-        gc.collect()
+        time.sleep(0.001)
 
 
 class Held:

@@ -27,6 +27,7 @@ def test_a_dropped_failure_is_logged_once(executor: Executor, log: Log) -> None:
     for i in range(1, 200):
         executor.submit(fail)
         flush()
+        let_die()
         assert len(log.errors) == i
     record = next(r for r in log.records if r.levelname == "ERROR")
     assert re.fullmatch(

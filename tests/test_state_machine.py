@@ -106,6 +106,7 @@ class Machine(RuleBasedStateMachine):
             flush(30, check=check)
         assert sorted(self.ran) == sorted(self.expected)
         assert [i for i in self.ran if i > 0] == [i for i in self.expected if i > 0]
+        let_die()
         assert len(self.log.errors) == self.logged
         self.close()
 
