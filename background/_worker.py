@@ -19,7 +19,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from background import _channel
+import background._channel as channels
 from background._channel import MOVE, RAISED, RETURNED, Channel
 from background._pickling import pack_error, pack_result, unpack_call
 
@@ -32,7 +32,7 @@ def main(connection: int, life: int) -> None:
     `life` is a pipe whose other end the program holds: it closes when the program ends, however
     it does, and then this process must not live on.
     """
-    _channel.in_worker = True
+    channels.in_worker = True
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the mask of the thread that started us
     end_with(life)
     # What a call forks must hold neither: they would seem open after our end.

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any
 
 from background._call import (
@@ -92,6 +93,7 @@ class Worker:
         """Run calls until the queue is closed and empty."""
         here = self.thread = this_thread()
         here.queue = queue = self.queue
+        here.mark(monotonic())
         calls, bell = queue.calls, queue.bell
         while True:
             try:
@@ -102,6 +104,7 @@ class Worker:
                     break
                 self.idle = True
                 bell.get()
+                here.mark(monotonic())
                 self.idle = False
                 continue
             if len(queue.workers) > 1 and calls and bell.empty():
@@ -140,7 +143,7 @@ class WorkerExecutor(Executor):
         self._name = name
         self._number = next(_numbers)
         self._queue = Queue(max_workers, kind)
-        _executors.add(self)
+        _executors[id(self)] = self
 
     def _accept(self, call: Call[Any]) -> None:
         queue = self._queue
@@ -256,15 +259,20 @@ def _arrive(
     return executor or _travelled.setdefault(key, kind(**options))
 
 
-_executors: weakref.WeakSet[WorkerExecutor] = weakref.WeakSet()
+_executors: weakref.WeakValueDictionary[int, WorkerExecutor] = weakref.WeakValueDictionary()
 _ended = False  # the program's end has waited for all calls: later ones run in their caller
+
+
+def _all() -> list[WorkerExecutor]:
+    # By `valuerefs`, which is one step: another thread may make an executor meanwhile.
+    return [executor for ref in _executors.valuerefs() if (executor := ref()) is not None]
 
 
 def end_workers() -> None:
     """Leave the workers what they have and give every executor a queue without workers."""
     global _ended
     _ended = True
-    for executor in list(_executors):
+    for executor in _all():
         before, executor._queue = executor._queue, executor._queue.anew()
         for worker in before.workers:
             worker.leave()
@@ -272,7 +280,7 @@ def end_workers() -> None:
 
 def forget_workers() -> None:
     """Give every executor a new queue in the child of a fork, where its workers are gone."""
-    for executor in list(_executors):
+    for executor in _all():
         before = executor._queue
         executor._queue = before.anew()
         # A worker that forked finds its queue closed when it comes back from its call.

@@ -101,7 +101,9 @@ print("done")
 def test_from_anywhere(how: str, tmp_path: Path) -> None:
     """D1, Process: works from every kind of program, which is not run again in the worker."""
     if how == "no directory" and sys.version_info[:3] == (3, 13, 0):
-        pytest.skip("there CPython 3.13.0 finds no name missing in a module: it can't import socket")
+        pytest.skip(
+            "there CPython 3.13.0 finds no name missing in a module: it can't import socket"
+        )
     pkg = tmp_path / "pkg"
     pkg.mkdir()
     (pkg / "__init__.py").write_text("")

@@ -17,7 +17,7 @@ from functools import partial
 from types import CodeType
 from typing import Any
 
-from background import _channel
+import background._channel as channels
 from background._call import Call, Thread, describe, logger, own_files, this_thread
 from background._channel import CALL, MOVE, RAISED, Channel, Message
 from background._errors import WorkerDied
@@ -114,7 +114,7 @@ class ProcessWorker(Worker):
         self.process = Process(timeout)
 
     def work(self) -> None:
-        if not _channel.in_worker:  # there the threads of the one process are enough
+        if not channels.in_worker:  # there the threads of the one process are enough
             _here.process = self.process
         super().work()
 
