@@ -15,6 +15,9 @@ A call returns a `Future` at once; a worker thread runs the calls one at a time,
 in which they were made. `flush()` waits for all of them, and so does the program's end. A
 failure reaches you once: through its future if you keep it, else through the logger
 `background`, with the place of the call. `flush(check=True)` raises all that nobody saw.
+
+Arguments are passed, not copied: over a function that draws what the program changes in place,
+write `@background(snapshot=True)`.
 """
 
 from background._call import Future
@@ -24,6 +27,7 @@ from background._executors.inline import InlineExecutor
 from background._executors.process import ProcessExecutor
 from background._executors.threads import ThreadExecutor
 from background._runtime import configure, flush, stats
+from background._snapshot import snapshot
 
 __all__ = [
     "BackgroundError",
@@ -36,5 +40,6 @@ __all__ = [
     "background",
     "configure",
     "flush",
+    "snapshot",
     "stats",
 ]

@@ -10,7 +10,10 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["Channel"]
+__all__ = ["CALL", "MOVE", "RAISED", "RETURNED", "Channel", "Message"]
+
+CALL, MOVE = 0, 1  # what a program says: run this call; go to this directory
+RETURNED, RAISED = 0, 1  # what a worker answers to a call
 
 in_worker = False  # whether this process is a worker
 
@@ -48,8 +51,16 @@ class Channel:
     def receive(self) -> Message:
         """Return the next message; raises EOFError or OSError if the other end is gone."""
         kind, count, size = _HEAD.unpack(self._read(_HEAD.size))
-        sizes = struct.unpack(f"<{count}Q", self._read(8 * count))
-        return kind, self._read(size), [self._read(size) for size in sizes]
+        sizes = [size, *struct.unpack(f"<{count}Q", self._read(8 * count))]
+        parts: list[bytearray] = []
+        try:
+            parts += map(self._read, sizes)
+        except MemoryError:  # the message is read and dropped, so that the next one can come
+            left = sum(sizes[len(parts) :])
+            while left:
+                left -= len(self._read(min(left, len(self._inbox))))
+            raise
+        return kind, parts[0], parts[1:]
 
     def _read(self, size: int) -> bytearray:
         read = bytearray(size)

@@ -53,7 +53,10 @@ def pack_call(
     def names() -> list[tuple[str, Any]]:
         positional = [(f"args[{i}]", value) for i, value in enumerate(args)]
         by_name = [(f"kwargs[{name!r}]", value) for name, value in (kwargs or {}).items()]
-        return [("the function", what), *positional, *by_name]
+        called = ("the function", what)
+        if type(what) is tuple:
+            called = ("the object of the method", what[0])
+        return [called, *positional, *by_name]
 
     if what is not function or not _by_value(function):
         return _packed((what, args, kwargs), buffers, False, names)
@@ -136,9 +139,28 @@ def _thorough() -> Any:
                 return NotImplemented
             if hasattr(type(value), "_reduce_by_value") and _by_value(value):
                 return value._reduce_by_value()  # a decorated function
-            return super().reducer_override(value)
+            reduced = super().reducer_override(value)
+            if isinstance(value, type) and reduced is not NotImplemented and len(reduced) == 6:
+                if value not in _made:
+                    _native.add(value)
+                return *reduced[:2], (reduced[5], reduced[2]), None, None, _complete
+            return reduced
 
     return Pickler
+
+
+# A class that goes by value is found again where it comes back to, and cloudpickle then gives
+# it the methods that came with it: a program's own class would get copies, which refer to
+# copies of the program's variables. So classes that were not made here by unpickling stay.
+_native: weakref.WeakSet[type] = weakref.WeakSet()
+_made: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+def _complete(made: type, state: tuple[Callable[[type, Any], object], Any]) -> type:
+    if made not in _native:
+        _made.add(made)
+        state[0](made, state[1])
+    return made
 
 
 # -- Functions by name --------------------------------------------------------------------
@@ -295,7 +317,7 @@ def _refusal(error: BaseException, roots: list[tuple[str, Any]]) -> pickle.Pickl
     path, value, why = "the call", roots[0][1], error
     seen = {}  # the values themselves, so that no other one gets the id of one that is gone
     names: Iterable[tuple[str, Any]] = roots
-    for _ in range(50):
+    for _ in range(20):
         for name, child in names:
             if id(child) not in seen:
                 seen[id(child)] = child
@@ -304,9 +326,9 @@ def _refusal(error: BaseException, roots: list[tuple[str, Any]]) -> pickle.Pickl
                     break
         else:
             break
+        if isinstance(why, RecursionError) or "recursion" in str(why):
+            return pickle.PicklingError(f"{path} is nested too deeply to be pickled")
         names = _children(path, value)
-    if isinstance(why, RecursionError) or "recursion" in str(why).lower():
-        return pickle.PicklingError(f"{path} is nested too deeply to be pickled")
     what = type(value).__qualname__
     if type(value).__module__ not in ("builtins", "__main__"):
         what = f"{type(value).__module__}.{what}"

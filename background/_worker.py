@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import fcntl
+import functools
 import os
 import select
 import signal
@@ -18,13 +19,11 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from background import _channel
-from background._channel import Channel
+import background._channel as channels
+from background._channel import MOVE, RAISED, RETURNED, Channel
 from background._pickling import pack_error, pack_result, unpack_call
 
 __all__ = ["main"]
-
-RETURNED, RAISED = 0, 1
 
 
 def main(connection: int, life: int) -> None:
@@ -33,11 +32,12 @@ def main(connection: int, life: int) -> None:
     `life` is a pipe whose other end the program holds: it closes when the program ends, however
     it does, and then this process must not live on.
     """
-    _channel.in_worker = True
+    channels.in_worker = True
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the mask of the thread that started us
     end_with(life)
     # What a call forks must hold neither: they would seem open after our end.
-    os.register_at_fork(after_in_child=lambda: (os.close(life), os.close(connection)))
+    for descriptor in (life, connection):
+        os.register_at_fork(after_in_child=functools.partial(os.close, descriptor))
     channel = Channel(socket.socket(fileno=connection))
     with suppress(EOFError, OSError):
         while True:
@@ -62,12 +62,19 @@ def end_with(life: int) -> None:
 
 def serve(channel: Channel) -> None:
     """Run one call and send its outcome."""
-    _, data, buffers = channel.receive()
+    try:
+        kind, data, buffers = channel.receive()
+    except MemoryError as error:
+        return channel.send(RAISED, pack_error(error))
+    if kind == MOVE:
+        with suppress(OSError):  # there is no such directory any more
+            os.chdir(bytes(data))
+        return None
     kind, answer, views = outcome(data, buffers)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # what the call printed is seen before its outcome
             stream.flush()
-    channel.send(kind, answer, views)
+    return channel.send(kind, answer, views)
 
 
 def outcome(data: bytearray, buffers: list[bytearray]) -> tuple[int, bytes, list[memoryview]]:

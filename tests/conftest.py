@@ -1,21 +1,32 @@
 """What all tests share."""
 
+import gc
 import logging
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 
+import hypothesis
 import pytest
 
 import background
-from background import InlineExecutor, ThreadExecutor
+from background import InlineExecutor, ProcessExecutor, ThreadExecutor
 from background._call import failures
 
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
+
 # Every executor keeps the contract: a new one joins by one line.
-EXECUTORS: dict[str, Callable[[], Executor]] = {
+IN_MEMORY: dict[str, Callable[[], Executor]] = {
     "thread": ThreadExecutor,
     "four threads": lambda: ThreadExecutor(4),
     "inline": InlineExecutor,
+}
+EXECUTORS: dict[str, Callable[[], Executor]] = {
+    **IN_MEMORY,
+    "process": ProcessExecutor,
 }
 
 
@@ -26,12 +37,32 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
         yield made
 
 
+@pytest.fixture(params=IN_MEMORY)
+def executor_in_memory(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    """Make one executor after the other whose calls share the program's memory."""
+    with IN_MEMORY[request.param]() as made:
+        yield made
+
+
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     """Start without failures of other tests; end without calls."""
     failures.take()
     yield
     background.flush(30)
+
+
+GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+def let_die() -> None:
+    """Without the GIL, have objects die that another thread let go of than the one that made them.
+
+    There the interpreter puts that off until the maker comes to know, or until a collection.
+    """
+    for _ in range(0 if GIL else 5):  # a collection that another one forestalls does nothing
+        gc.collect()
+        time.sleep(0.001)
 
 
 class Held:

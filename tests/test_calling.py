@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 
 import pytest
-from conftest import Held
+from conftest import Held, let_die
 
 from background import ThreadExecutor, background, flush
 
@@ -78,7 +78,7 @@ def test_workers_that_sleep_all_wake() -> None:
 variable = contextvars.ContextVar("variable", default=0)
 
 
-def test_context_variables(executor: Executor) -> None:
+def test_context_variables(executor_in_memory: Executor) -> None:
     """C3: a call sees the context variables as they were at the call, and changes none."""
     variable.set(1)
 
@@ -87,9 +87,9 @@ def test_context_variables(executor: Executor) -> None:
         variable.set(99)
         return before
 
-    first = background(executor=executor)(see)()
+    first = background(executor=executor_in_memory)(see)()
     variable.set(2)
-    assert (first.result(), executor.submit(see).result()) == (1, 2)
+    assert (first.result(), executor_in_memory.submit(see).result()) == (1, 2)
     assert variable.get() == 2
 
 
@@ -119,6 +119,7 @@ def test_arguments_and_results_are_freed_at_once(executor: Executor) -> None:
     by_name = executor.submit(lambda x: None, x=big)
     del big
     flush()
+    let_die()
     assert alive() is None
     assert kept.done()
     assert by_name.done()
@@ -127,30 +128,33 @@ def test_arguments_and_results_are_freed_at_once(executor: Executor) -> None:
     alive = weakref.ref(future.result())
     flush()
     del future
+    let_die()
     assert alive() is None
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_a_failure_makes_no_cycle(executor: Executor) -> None:
+def test_a_failure_makes_no_cycle(executor_in_memory: Executor) -> None:
     """C6: what a failed call worked on is freed with its future, or at once if that was dropped."""
     big = Big()
     alive = weakref.ref(big)
-    future = executor.submit(fail, big)
+    future = executor_in_memory.submit(fail, big)
     del big
     flush()
     with pytest.raises(ValueError):
         future.result()
     assert alive() is not None  # for a debugger
     del future
+    let_die()
     assert alive() is None
 
     logging.getLogger("background").disabled = True
     big = Big()
     alive = weakref.ref(big)
-    executor.submit(fail, big)
+    executor_in_memory.submit(fail, big)
     del big
     flush()
     logging.getLogger("background").disabled = False
+    let_die()
     assert alive() is None
 
 
@@ -162,6 +166,7 @@ def test_a_cancelled_call_holds_nothing(held: Held) -> None:
     future = held.executor.submit(fail, big)
     del big
     assert future.cancel()
+    let_die()
     assert alive() is None
     assert not held.executor._queue.calls  # type: ignore[attr-defined]
 

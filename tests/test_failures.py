@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
 import pytest
-from conftest import Held, Log
+from conftest import GIL, Held, Log, let_die
 
 from background import BackgroundError, InlineExecutor, ThreadExecutor, background, flush
 
@@ -27,6 +27,7 @@ def test_a_dropped_failure_is_logged_once(executor: Executor, log: Log) -> None:
     for i in range(1, 200):
         executor.submit(fail)
         flush()
+        let_die()
         assert len(log.errors) == i
     record = next(r for r in log.records if r.levelname == "ERROR")
     assert re.fullmatch(
@@ -36,10 +37,12 @@ def test_a_dropped_failure_is_logged_once(executor: Executor, log: Log) -> None:
     )
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], ValueError)
-    assert record.exc_info[2] is not None
-    assert record.exc_info[2].tb_frame.f_code is fail.__code__  # none of our own frames
+    trace = record.exc_info[2]  # none of our own frames; of a worker process, none at all
+    assert trace is None or trace.tb_frame.f_code is fail.__code__
+    assert "in fail" in logging.Formatter().format(record)
 
 
+@pytest.mark.skipif(not GIL, reason="a future dies later, and nothing says when")
 def test_flush_waits_for_the_log() -> None:
     """E1: a dropped failure has been logged when flush returns: the worker lets go first."""
     entered, gate = threading.Event(), threading.Event()
@@ -84,6 +87,7 @@ def test_a_kept_failure_is_logged_when_it_is_dropped(log: Log) -> None:
     flush()
     assert log.errors == []
     del future
+    let_die()
     assert len(log.errors) == 1
 
 
@@ -96,7 +100,8 @@ def test_the_note(executor: Executor) -> None:
     error = main()
     line = main.__code__.co_firstlineno + 1
     assert error is not None
-    assert error.__notes__ == [f"fail(…), called at test_failures.py:{line} in main"]
+    notes = [note for note in error.__notes__ if "called at" in note]
+    assert notes == [f"fail(…), called at test_failures.py:{line} in main"]
 
 
 def test_one_exception_raised_again_and_again() -> None:
@@ -138,6 +143,7 @@ def test_check_raises_what_nobody_looked_at(executor: Executor, log: Log) -> Non
     assert sorted(str(error) for error in caught.value.exceptions) == ["dropped", "kept"]
     assert caught.value.count == 2
     del kept
+    let_die()
     assert len(log.errors) == 1  # the dropped one alone
     flush(check=True)
 
@@ -226,7 +232,8 @@ def test_calls_from_our_own_log(inline: bool) -> None:
     logging.getLogger("background").addHandler(handler)
     try:
         background(fail)()
-        flush(20)
+        for _ in range(5):  # the log may come from the flush itself, and its call after that
+            flush(20)
     finally:
         logging.getLogger("background").removeHandler(handler)
     assert len(made) == 5

@@ -17,9 +17,9 @@ from functools import partial
 from types import CodeType
 from typing import Any
 
-from background import _channel
+import background._channel as channels
 from background._call import Call, Thread, describe, logger, own_files, this_thread
-from background._channel import Channel, Message
+from background._channel import CALL, MOVE, RAISED, Channel, Message
 from background._errors import WorkerDied
 from background._pickling import LARGE, dragged, pack_call, unpack_call, unpack_error
 from background._workers import Queue, Worker, WorkerExecutor
@@ -114,7 +114,7 @@ class ProcessWorker(Worker):
         self.process = Process(timeout)
 
     def work(self) -> None:
-        if not _channel.in_worker:  # there the threads of the one process are enough
+        if not channels.in_worker:  # there the threads of the one process are enough
             _here.process = self.process
         super().work()
 
@@ -173,6 +173,7 @@ class Process:
         self.pid: int | None = None
         self.exitcode: int | None = None
         self.running = False
+        self.directory = b""  # the one that it was told last
         self.channel: Channel | None = None
         self.life: int | None = None  # a pipe that the process watches: it ends when this closes
 
@@ -184,7 +185,7 @@ class Process:
             where = f"in the worker process {self.pid}"
         finally:
             self.running = False
-        if kind:
+        if kind == RAISED:
             raise unpack_error(answer, where)
         try:
             return pickle.loads(answer, buffers=buffers)
@@ -197,7 +198,8 @@ class Process:
         for _ in range(ATTEMPTS):
             channel = self.channel or self.start()
             try:
-                channel.send(0, data, copies)
+                self.move(channel)
+                channel.send(CALL, data, copies)
                 if self.answers_in_time(channel):
                     return channel.receive()
             except EOFError:
@@ -221,6 +223,13 @@ class Process:
             "in a row; look for what it said on standard error",
             self.exitcode,
         )
+
+    def move(self, channel: Channel) -> None:
+        """Have the process follow the program to another directory."""
+        with suppress(FileNotFoundError):  # it is gone
+            if (directory := os.getcwdb()) != self.directory:
+                channel.send(MOVE, directory)
+                self.directory = directory
 
     def answers_in_time(self, channel: Channel) -> bool:
         if self.timeout is None or self.timeout > 1e6:  # more than poll can take
@@ -257,7 +266,7 @@ class Process:
             finally:
                 theirs.close()
                 os.close(watched)
-            self.pid = popen.pid
+            self.pid, self.directory = popen.pid, b""
             popen.returncode = 0  # it is waited for below; Popen would warn of one that runs
             self.channel = Channel(ours)
             _processes.add(self)

@@ -1,10 +1,20 @@
 """Uses that type-check."""
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar, assert_type, overload
 
-from background import Future, InlineExecutor, ThreadExecutor, background, configure, flush, stats
+from background import (
+    Future,
+    InlineExecutor,
+    ThreadExecutor,
+    background,
+    configure,
+    flush,
+    snapshot,
+    stats,
+)
 
 T = TypeVar("T")
 
@@ -25,6 +35,22 @@ in_threads = background(executor=ThreadExecutor(max_workers=2))
 @in_threads
 def reused(x: float) -> float:
     return x
+
+
+@background(snapshot=True)
+def copied(x: list[int]) -> int:
+    return len(x)
+
+
+class Curve:
+    points: list[int]
+
+
+@snapshot.register(Curve)
+def copy_curve(curve: Curve, memo: dict[int, object]) -> Curve:
+    made = Curve()
+    made.points = snapshot(curve.points, memo)
+    return made
 
 
 class Shape:
@@ -84,6 +110,11 @@ assert_type(plot(1, title="a"), Future[str])
 assert_type(plot(1).result(), str)
 assert_type(bracketed(1), Future[int])
 assert_type(reused(1.0), Future[float])
+assert_type(copied([1]), Future[int])
+assert_type(background(len, snapshot=True)([1]), Future[int])
+assert_type(snapshot({"a": [1]}), dict[str, list[int]])
+assert_type(copy_curve(Curve(), {}), Curve)
+snapshot.register(Curve, copy.deepcopy)
 assert_type(Shape().method(1), Future[str])
 assert_type(Shape.inner_class(1), Future[str])
 assert_type(Shape.outer_class(1), Future[str])
@@ -99,7 +130,7 @@ assert_type(size("a"), Future[str])
 callback: Callable[[int], Future[int]] = bracketed
 flush()
 flush(1.5, check=True)
-with configure(executor=InlineExecutor(), exit_timeout=3):
+with configure(executor=InlineExecutor(), exit_timeout=3, debug=True):
     assert_type(stats().submitted, int)
 
 
