@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 
-__all__ = ["BackgroundError", "FlushTimeout"]
+__all__ = ["BackgroundError", "FlushTimeout", "WorkerDied"]
 
 
 class BackgroundError(ExceptionGroup[Exception]):
@@ -36,3 +37,15 @@ class FlushTimeout(TimeoutError):
         super().__init__(message)
         self.pending = pending
         self.calls = calls
+
+
+class WorkerDied(BrokenExecutor):
+    """The process that ran a call ended before the call did.
+
+    Only the call that it ran fails; the next one gets a new worker. `exitcode` is what the
+    process ended with, -9 if the signal 9 killed it, or None if that is not known.
+    """
+
+    def __init__(self, message: str, exitcode: int | None = None) -> None:
+        super().__init__(message)
+        self.exitcode = exitcode

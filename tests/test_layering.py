@@ -6,8 +6,8 @@ from pathlib import Path
 import background
 
 ROOT = Path(background.__file__).parent
-LAYERS = ["_errors", "_snapshot", "_call", "_debug", "_workers", "_executors", "_runtime"]
-LAYERS += ["_decorator", "", "_demo", "__main__"]
+LAYERS = ["_channel", "_pickling", "_worker", "_errors", "_snapshot", "_call", "_debug"]
+LAYERS += ["_workers", "_executors", "_runtime", "_decorator", "", "_demo", "__main__"]
 
 
 def imports(path: Path) -> list[str]:
