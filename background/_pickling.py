@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, cast
 
 __all__ = [
     "dragged",
@@ -38,6 +38,9 @@ SEPARATE = 1 << 16  # bytes from which a buffer is kept apart instead of being c
 Take = Callable[[pickle.PickleBuffer], bool]
 
 
+kind_of: Callable[[Any], Any] = type  # to type checkers it is anything
+
+
 def pack_call(
     function: Callable[..., object],
     args: tuple[Any, ...],
@@ -53,8 +56,8 @@ def pack_call(
     def names() -> list[tuple[str, Any]]:
         positional = [(f"args[{i}]", value) for i, value in enumerate(args)]
         by_name = [(f"kwargs[{name!r}]", value) for name, value in (kwargs or {}).items()]
-        called = ("the function", what)
-        if type(what) is tuple:
+        called: tuple[str, Any] = ("the function", what)
+        if kind_of(what) is tuple:
             called = ("the object of the method", what[0])
         return [called, *positional, *by_name]
 
@@ -128,18 +131,15 @@ def _thorough() -> Any:
     base: Any = pickle.Pickler
     with suppress(ImportError):
         base = importlib.import_module("cloudpickle").CloudPickler
+    by_value: Callable[[Any, Any], Any] = getattr(base, "reducer_override", _by_name)
 
     class Pickler(base):  # type: ignore[misc]
         def reducer_override(self, value: Any) -> Any:
             if type(value) is CodeType:  # cloudpickle drops the name of the file
                 return marshal.loads, (marshal.dumps(value),)
-            if base is pickle.Pickler:
-                if _by_value(value):
-                    raise pickle.PicklingError(f"{value!r} can't be sent by name")
-                return NotImplemented
-            if hasattr(type(value), "_reduce_by_value") and _by_value(value):
+            if hasattr(kind_of(value), "_reduce_by_value") and _by_value(value):
                 return value._reduce_by_value()  # a decorated function
-            reduced = super().reducer_override(value)
+            reduced = by_value(self, value)
             if isinstance(value, type) and reduced is not NotImplemented and len(reduced) == 6:
                 if value not in _made:
                     _native.add(value)
@@ -147,6 +147,12 @@ def _thorough() -> Any:
             return reduced
 
     return Pickler
+
+
+def _by_name(pickler: object, value: Any) -> Any:
+    if _by_value(value):
+        raise pickle.PicklingError(f"{value!r} can't be sent by name")
+    return NotImplemented
 
 
 # A class that goes by value is found again where it comes back to, and cloudpickle then gives
@@ -191,7 +197,7 @@ def refer(function: Any) -> Any:
 
 def find(what: Any) -> Any:
     """Return the function that `refer` referred to."""
-    if type(what) is not tuple:
+    if kind_of(what) is not tuple:
         return what
     owner, module, name, depth = what
     __import__(module)
@@ -214,7 +220,7 @@ def _by_value(value: Any) -> bool:
         value = value.__func__
     if type(value) is FunctionType:
         return refer(value) is value
-    if not isinstance(value, type) and not hasattr(type(value), "_reduce_by_value"):
+    if not isinstance(value, type) and not hasattr(kind_of(value), "_reduce_by_value"):
         return False
     found: Any = None
     with suppress(Exception):
@@ -247,7 +253,7 @@ def _remembered(function: Any) -> bytes | None:
     return packed
 
 
-def _gather(function: FunctionType, leaves: list[Any], seen: set[CodeType]) -> bool:
+def _gather(function: Any, leaves: list[Any], seen: set[CodeType]) -> bool:
     """Gather what the pickle of a function depends on; return False if some may change in place."""
     code = function.__code__
     if code in seen:
@@ -258,7 +264,7 @@ def _gather(function: FunctionType, leaves: list[Any], seen: set[CodeType]) -> b
         return False
     values = [value for _, value in _variables(function)]
     for value in (*values, *(function.__defaults__ or ())):
-        kind = type(value)
+        kind = kind_of(value)
         if kind in _CONSTANT:
             leaves.append(value)
         elif kind is ModuleType or kind is BuiltinFunctionType:
@@ -281,7 +287,7 @@ _CONSTANT = {type(None), bool, int, float, complex, str, bytes}
 
 def dragged(function: Any) -> list[tuple[str, int]]:
     """Return the large variables that a function sent by value takes along, and their bytes."""
-    large = []
+    large: list[tuple[str, int]] = []
     for name, value in _variables(function):
         with suppress(Exception):
             buffers: list[memoryview] = []
@@ -355,14 +361,15 @@ def _reason(value: object) -> BaseException | None:
 def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a value holds, and how to get at it."""
     if isinstance(value, dict):
-        for key, item in list(value.items()):
+        mapping: dict[Any, Any] = value
+        for key, item in list(mapping.items()):
             yield f"a key of {path}", key
             yield f"{path}[{key!r}]", item
     elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
+        for i, item in enumerate(cast("list[Any]", value)):
             yield f"{path}[{i}]", item
     elif isinstance(value, set | frozenset):
-        for item in list(value):
+        for item in list(cast("set[Any]", value)):
             yield f"an element of {path}", item
     elif isinstance(value, functools.partial):
         yield f"{path}.func", value.func

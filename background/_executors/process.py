@@ -15,7 +15,7 @@ import weakref
 from contextlib import suppress
 from functools import partial
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 import background._channel as channels
 from background._call import Call, Thread, describe, logger, own_files, this_thread
@@ -195,6 +195,7 @@ class Process:
             raise
 
     def exchange(self, data: bytes, copies: tuple[bytearray, ...]) -> Message:
+        ended = ""
         for _ in range(ATTEMPTS):
             channel = self.channel or self.start()
             try:
@@ -243,13 +244,13 @@ class Process:
             ours, theirs = socket.socketpair()
             watched, self.life = os.pipe()
             program = PROGRAM.format(
-                path=[path for path in sys.path if isinstance(path, str)],
+                path=list(map(str, sys.path)),
                 argv=sys.argv,
                 folders=list(sys.modules["background"].__path__),
                 connection=theirs.fileno(),
                 life=watched,
             )
-            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+            flags: list[str] = cast(Any, subprocess)._args_from_interpreter_flags()
             try:
                 popen = subprocess.Popen(
                     [sys.executable, *flags, "-c", program],
