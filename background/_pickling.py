@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, cast
+from typing import Any
 
 __all__ = [
     "dragged",
@@ -360,15 +360,16 @@ def _reason(value: object) -> BaseException | None:
 
 def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a value holds, and how to get at it."""
+    parts: Any = value  # of no type that a check could narrow to a partly unknown one
     if isinstance(value, dict):
-        for key, item in list(cast("dict[Any, Any]", value).items()):
+        for key, item in list(parts.items()):
             yield f"a key of {path}", key
             yield f"{path}[{key!r}]", item
     elif isinstance(value, list | tuple):
-        for i, item in enumerate(cast("list[Any]", value)):
+        for i, item in enumerate(parts):
             yield f"{path}[{i}]", item
     elif isinstance(value, set | frozenset):
-        for item in list(cast("set[Any]", value)):
+        for item in list(parts):
             yield f"an element of {path}", item
     elif isinstance(value, functools.partial):
         yield f"{path}.func", value.func
