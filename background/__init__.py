@@ -19,13 +19,14 @@ failure reaches you once: through its future if you keep it, else through the lo
 
 from background._call import Future
 from background._decorator import background
-from background._errors import BackgroundError, FlushTimeout
+from background._errors import BackgroundError, BacklogFull, FlushTimeout
 from background._executors.inline import InlineExecutor
 from background._executors.threads import ThreadExecutor
 from background._runtime import configure, flush, stats
 
 __all__ = [
     "BackgroundError",
+    "BacklogFull",
     "FlushTimeout",
     "Future",
     "InlineExecutor",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 import wrapt
 
+from background._backlog import Backlog, Overflow, check_bound
 from background._call import Executor, Future, put
 from background._runtime import check_executor, settings
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # what we use of wrapt; not every version of it has types
         __wrapped__: Any
         __qualname__: str
         _self_parent: Any
-        _self_executor: Executor | None
+        _self_options: tuple[Executor | None, Callable[..., Future[Any]]]
 
         def __init__(self, wrapped: Any, wrapper: Any) -> None: ...
 
@@ -40,8 +41,10 @@ class BoundBackgroundFunction(_BoundWrapper):
     """A decorated method, bound to its instance or class."""
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        executor = self._self_parent._self_executor or settings.executor
-        return put(executor, self.__wrapped__, args, kwargs or None, _getframe(1))
+        executor, put = self._self_parent._self_options
+        executor = executor or settings.executor
+        future: Future[Any] = put(executor, self.__wrapped__, args, kwargs or None, _getframe(1))
+        return future
 
 
 class BackgroundFunction(_Wrapper):
@@ -57,8 +60,10 @@ class BackgroundFunction(_Wrapper):
         return self.__reduce__()
 
 
-def wrap(function: Any, executor: Executor | None) -> BackgroundFunction:
-    """Wrap a function so that a call costs as little as it can.
+def wrap(
+    function: Any, executor: Executor | None, put: Callable[..., Future[Any]]
+) -> BackgroundFunction:
+    """Wrap a function so that a call, made by `put`, costs as little as it can.
 
     A `__call__` that knows the function and its executor as free variables: to read an
     attribute of a wrapt proxy takes 150 ns, and `wrapt.decorator` another 700 a call.
@@ -69,7 +74,7 @@ def wrap(function: Any, executor: Executor | None) -> BackgroundFunction:
 
     kind = type("BackgroundFunction", (BackgroundFunction,), {"__call__": call})
     wrapper: BackgroundFunction = kind(function, _unused)
-    wrapper._self_executor = executor
+    wrapper._self_options = executor, put
     return wrapper
 
 
@@ -80,25 +85,60 @@ def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
 
 @overload
 def background(
-    function: classmethod[T, P, R], /, *, executor: Executor | None = None
+    function: classmethod[T, P, R],
+    /,
+    *,
+    executor: Executor | None = None,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
 ) -> classmethod[T, P, Future[R]]: ...
 @overload
 def background(
-    function: staticmethod[P, R], /, *, executor: Executor | None = None
+    function: staticmethod[P, R],
+    /,
+    *,
+    executor: Executor | None = None,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
 ) -> staticmethod[P, Future[R]]: ...
 @overload
 def background(
-    function: Callable[P, R], /, *, executor: Executor | None = None
+    function: Callable[P, R],
+    /,
+    *,
+    executor: Executor | None = None,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
 ) -> Callable[P, Future[R]]: ...
 @overload
-def background(*, executor: Executor | None = None) -> Decorator: ...
-def background(function: Any = None, /, *, executor: Executor | None = None) -> Any:
+def background(
+    *,
+    executor: Executor | None = None,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> Decorator: ...
+def background(
+    function: Any = None,
+    /,
+    *,
+    executor: Executor | None = None,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> Any:
     """Make the calls of a function run in the background and return futures at once.
 
     Args:
         function: a function, lambda, method, class or static method (either order),
             `functools.partial`, callable instance or builtin.
         executor: what runs the calls; by default that of `configure`, one worker thread.
+        max_pending: how many calls of this function may wait to start; None for any number.
+            All instances share the bound of a method.
+        overflow: what a call does when so many wait already. `"block"` waits for a place, in
+            the order in which the callers came; a call made on a worker's own thread would
+            wait for itself and goes over the bound instead. `"drop_oldest"` cancels the call
+            that has waited longest, `"drop_newest"` is cancelled itself, `"raise"` raises
+            `BacklogFull`. With `max_pending=1, overflow="drop_oldest"` what is drawn is always
+            the latest state.
 
     Returns:
         The function with its name, signature and documentation, whose calls return a
@@ -108,6 +148,7 @@ def background(function: Any = None, /, *, executor: Executor | None = None) -> 
         TypeError: the function is a class, a property, a generator function, `async def` or
             can't be called, or an option is not what it should be; the message says what to
             write instead.
+        ValueError: `max_pending` is not greater than 0, or `overflow` none of the four.
 
     >>> @background
     ... def add(a, b):
@@ -117,10 +158,12 @@ def background(function: Any = None, /, *, executor: Executor | None = None) -> 
     """
     if executor is not None:
         executor = check_executor(executor)
+    check_bound(max_pending, overflow)
 
     def decorate(function: Any) -> Any:
         check_function(function)
-        return wrap(function, executor)
+        bounded = put if max_pending is None else Backlog(max_pending, overflow).put
+        return wrap(function, executor, bounded)
 
     return decorate if function is None else decorate(function)
 

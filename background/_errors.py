@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["BackgroundError", "FlushTimeout"]
+__all__ = ["BackgroundError", "BacklogFull", "FlushTimeout"]
 
 
 class BackgroundError(ExceptionGroup[Exception]):
@@ -36,3 +36,15 @@ class FlushTimeout(TimeoutError):
         super().__init__(message)
         self.pending = pending
         self.calls = calls
+
+
+class BacklogFull(RuntimeError):
+    """A call was not made, because as many as may wait do already (`overflow="raise"`).
+
+    `function` is the function's name, `max_pending` its bound.
+    """
+
+    def __init__(self, message: str, function: str = "", max_pending: int = 0) -> None:
+        super().__init__(message)
+        self.function = function
+        self.max_pending = max_pending

@@ -6,8 +6,8 @@ from pathlib import Path
 import background
 
 ROOT = Path(background.__file__).parent
-LAYERS = ["_errors", "_call", "_workers", "_executors", "_runtime", "_decorator", "", "_demo"]
-LAYERS += ["__main__"]
+LAYERS = ["_errors", "_call", "_workers", "_executors", "_runtime", "_backlog"]
+LAYERS += ["_decorator", "", "_demo", "__main__"]
 
 
 def imports(path: Path) -> list[str]:

@@ -78,3 +78,12 @@ with configure(executor=InlineExecutor(), exit_timeout=3):
 
 async def wait() -> None:
     assert_type(await plot(1), str)
+
+
+@background(max_pending=1, overflow="drop_oldest")
+def live(step: int) -> int:
+    return step
+
+
+assert_type(live(1), Future[int])
+assert_type(background(len, max_pending=3)("four"), Future[int])

@@ -26,3 +26,5 @@ background(workers=3)  # type: ignore[call-overload]  # pyright: ignore[reportCa
 background(executor=ThreadExecutor)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 configure(executor="thread")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 flush("soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+background(len, max_pending="1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+background(overflow="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
