@@ -411,7 +411,8 @@ class Call(Future[T]):
 
     def running(self) -> bool:
         """Return whether the call has started and is not done."""
-        return self._state in (RUNNING, ENDING)
+        state = self._state
+        return state in (RUNNING, ENDING) or (state is PENDING and self._executor._runs(self))
 
     def done(self) -> bool:
         """Return whether the call has an outcome or was cancelled."""
@@ -637,6 +638,10 @@ class Executor(concurrent.futures.Executor):
     def _revoke(self, call: Call[Any]) -> bool:
         """Tell whether the call may be cancelled: whoever else runs it has given it back."""
         return True
+
+    def _runs(self, call: Call[Any]) -> bool:
+        """Tell whether a call that counts as waiting runs elsewhere."""
+        return False
 
     def _forget(self, call: Call[Any]) -> None:
         """Drop a call that was cancelled."""

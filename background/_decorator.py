@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import inspect
 import sys
@@ -88,7 +89,7 @@ def background(
     function: classmethod[T, P, R],
     /,
     *,
-    executor: Executor | None = None,
+    executor: concurrent.futures.Executor | None = None,
     max_pending: int | None = None,
     overflow: Overflow = "block",
 ) -> classmethod[T, P, Future[R]]: ...
@@ -97,7 +98,7 @@ def background(
     function: staticmethod[P, R],
     /,
     *,
-    executor: Executor | None = None,
+    executor: concurrent.futures.Executor | None = None,
     max_pending: int | None = None,
     overflow: Overflow = "block",
 ) -> staticmethod[P, Future[R]]: ...
@@ -106,14 +107,14 @@ def background(
     function: Callable[P, R],
     /,
     *,
-    executor: Executor | None = None,
+    executor: concurrent.futures.Executor | None = None,
     max_pending: int | None = None,
     overflow: Overflow = "block",
 ) -> Callable[P, Future[R]]: ...
 @overload
 def background(
     *,
-    executor: Executor | None = None,
+    executor: concurrent.futures.Executor | None = None,
     max_pending: int | None = None,
     overflow: Overflow = "block",
 ) -> Decorator: ...
@@ -121,7 +122,7 @@ def background(
     function: Any = None,
     /,
     *,
-    executor: Executor | None = None,
+    executor: concurrent.futures.Executor | None = None,
     max_pending: int | None = None,
     overflow: Overflow = "block",
 ) -> Any:
@@ -130,7 +131,8 @@ def background(
     Args:
         function: a function, lambda, method, class or static method (either order),
             `functools.partial`, callable instance or builtin.
-        executor: what runs the calls; by default that of `configure`, one worker thread.
+        executor: what runs the calls, any `concurrent.futures.Executor`; by default that of
+            `configure`, one worker thread.
         max_pending: how many calls of this function may wait to start; None for any number.
             All instances share the bound of a method.
         overflow: what a call does when so many wait already. `"block"` waits for a place, in
@@ -156,14 +158,13 @@ def background(
     >>> add(1, 2).result()
     3
     """
-    if executor is not None:
-        executor = check_executor(executor)
+    runs = None if executor is None else check_executor(executor)
     check_bound(max_pending, overflow)
 
     def decorate(function: Any) -> Any:
         check_function(function)
         bounded = put if max_pending is None else Backlog(max_pending, overflow).put
-        return wrap(function, executor, bounded)
+        return wrap(function, runs, bounded)
 
     return decorate if function is None else decorate(function)
 

@@ -3,19 +3,21 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
 
 import background
 from background import InlineExecutor, ThreadExecutor
 from background._call import failures
+from background._executors.foreign import ForeignExecutor
 
 # Every executor keeps the contract: a new one joins by one line.
 EXECUTORS: dict[str, Callable[[], Executor]] = {
     "thread": ThreadExecutor,
     "four threads": lambda: ThreadExecutor(4),
     "inline": InlineExecutor,
+    "foreign": lambda: ForeignExecutor(ThreadPoolExecutor(1)),
 }
 
 

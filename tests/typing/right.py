@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, assert_type
 
 from background import Future, InlineExecutor, ThreadExecutor, background, configure, flush, stats
@@ -87,3 +88,4 @@ def live(step: int) -> int:
 
 assert_type(live(1), Future[int])
 assert_type(background(len, max_pending=3)("four"), Future[int])
+assert_type(background(len, executor=ThreadPoolExecutor())("four"), Future[int])
