@@ -22,7 +22,7 @@ write `@background(snapshot=True)`.
 
 from background._call import Future
 from background._decorator import background
-from background._errors import BackgroundError, FlushTimeout, WorkerDied
+from background._errors import BackgroundError, BacklogFull, FlushTimeout, WorkerDied
 from background._executors.inline import InlineExecutor
 from background._executors.process import ProcessExecutor
 from background._executors.threads import ThreadExecutor
@@ -31,6 +31,7 @@ from background._snapshot import snapshot
 
 __all__ = [
     "BackgroundError",
+    "BacklogFull",
     "FlushTimeout",
     "Future",
     "InlineExecutor",

@@ -22,6 +22,7 @@ import sys
 import threading
 import traceback
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, InvalidStateError
 from contextlib import suppress
@@ -118,6 +119,7 @@ class Thread:
         "failed",
         "ident",
         "looked",
+        "making",
         "marked",
         "queue",
         "ran",
@@ -133,6 +135,7 @@ class Thread:
         self.call: Call[Any] | None = None  # the call that runs here now, the innermost one
         self.queue: object = None  # the queue whose worker this thread is
         self.waits_for: Call[Any] | None = None  # what the running call waits for
+        self.making: Call[Any] | None = None  # the bounded call that this thread makes now
         # Set from the moment at which a call leaves the ledger until this thread has let go
         # of it: the time at which that call was made. `flush` waits for it too, so that a
         # failure that nobody can look at any more is logged before `flush` returns.
@@ -427,7 +430,8 @@ class Call(Future[T]):
 
     def running(self) -> bool:
         """Return whether the call has started and is not done."""
-        return self._state in (RUNNING, ENDING)
+        state = self._state
+        return state in (RUNNING, ENDING) or (state is PENDING and self._executor._runs(self))
 
     def done(self) -> bool:
         """Return whether the call has an outcome or was cancelled."""
@@ -597,6 +601,8 @@ def put(
     except BaseException:
         call._retract()  # unless somebody took it already: then it runs
         raise
+    if len(waiting) >= _mark:
+        _grown(call)
     if call._error is None:
         return call
     # It failed on this thread: its traceback keeps this frame, which must not keep the future.
@@ -654,6 +660,10 @@ class Executor(concurrent.futures.Executor):
         """Tell whether the call may be cancelled: whoever else runs it has given it back."""
         return True
 
+    def _runs(self, call: Call[Any]) -> bool:
+        """Tell whether a call that counts as waiting runs elsewhere."""
+        return False
+
     def _forget(self, call: Call[Any]) -> None:
         """Drop a call that was cancelled."""
 
@@ -701,6 +711,38 @@ def place(call: Call[Any]) -> str:
     # One entry for every unit of two bytes; the offset counts bytes.
     line = next(islice(code.co_positions(), call._offset // 2, None))[0] or code.co_firstlineno
     return f"{os.path.basename(code.co_filename)}:{line} in {code.co_qualname.rpartition('.')[2]}"
+
+
+_mark = 1_000  # how many waiting calls are noted next, with the time
+_marks: dict[int, float] = {}
+
+
+def _grown(call: Call[Any]) -> None:
+    """Note that so many calls wait; say it at 10,000 and at each tenfold (C5)."""
+    global _mark
+    mark, now = _mark, monotonic()
+    if len(waiting) < mark or _marks.setdefault(mark, now) is not now:
+        return  # another thread was here first
+    _mark = mark * 10
+    if mark == 1_000:
+        return
+    before = mark // 10
+    seconds = max(now - _marks[before], 1e-3)
+    sample = list(waiting)[:: mark // 10_000]
+    # Of one function are those that were made at one place.
+    places = Counter((id(call._code), call._offset) for call in sample)
+    most = places.most_common(1)[0][0]
+    call = next((c for c in sample if (id(c._code), c._offset) == most), call)
+    logger.warning(
+        "%s calls wait to start, %s more than %.1f s ago (%s a second); most of them are %s; "
+        "they come faster than they are done: bound them by @background(max_pending=…), or "
+        "run them on a faster executor",
+        f"{mark:,}",
+        f"{mark - before:,}",
+        seconds,
+        f"{(mark - before) / seconds:,.0f}",
+        describe(call),
+    )
 
 
 class Drain:
@@ -767,6 +809,7 @@ def start_afresh() -> None:
     What the parent waits for will never be done here: it is cancelled, so that nobody waits
     for it for ever. No callback runs: the child is not where they were meant to.
     """
+    global _mark
     for call in list(pending):
         call.__dict__.pop("condition", None)  # may be held by a thread that is gone
         call._lock = call._waiting = call._callbacks = None
@@ -779,6 +822,8 @@ def start_afresh() -> None:
     for each in list(unseen):  # the parent tells them
         each.told.clear()
     unseen.clear()
+    _marks.clear()
+    _mark = 1_000
 
 
 # -- Calls that compute --------------------------------------------------------------------

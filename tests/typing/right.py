@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar, assert_type, overload
 
 from background import (
@@ -136,3 +137,13 @@ with configure(executor=InlineExecutor(), exit_timeout=3, debug=True):
 
 async def wait() -> None:
     assert_type(await plot(1), str)
+
+
+@background(max_pending=1, overflow="drop_oldest")
+def live(step: int) -> int:
+    return step
+
+
+assert_type(live(1), Future[int])
+assert_type(background(len, max_pending=3)("four"), Future[int])
+assert_type(background(len, executor=ThreadPoolExecutor())("four"), Future[int])

@@ -30,3 +30,5 @@ background(snapshot=1)  # type: ignore[call-overload]  # pyright: ignore[reportA
 text: str = snapshot([1])  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 snapshot.register(int, len)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 flush("soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+background(len, max_pending="1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+background(overflow="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
