@@ -361,7 +361,7 @@ def _reason(value: object) -> BaseException | None:
 def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a value holds, and how to get at it."""
     if isinstance(value, dict):
-        mapping: dict[Any, Any] = value
+        mapping: Any = value
         for key, item in list(mapping.items()):
             yield f"a key of {path}", key
             yield f"{path}[{key!r}]", item
