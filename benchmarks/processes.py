@@ -117,7 +117,7 @@ def computing(contender: Contender | None, steps: int) -> dict[str, float]:
         contender.wait()
     start = time.perf_counter()
     for i in range(steps):
-        square(losses, 15)
+        square(losses, 28)
         if call and i % 4 == 3:
             call(i, losses)
     made = time.perf_counter() - start
