@@ -443,6 +443,16 @@ def test_functions_are_as_they_are_at_the_call(tmp_path: Path) -> None:
         def counter(n):
             return lambda: n
         assert [submit(counter(i)).result(20) for i in range(3)] == [0, 1, 2]
+        one, two = counter(1), counter(2)
+        def both():
+            return one(), two()
+        assert submit(both).result(20) == (1, 2)
+        two = counter(3)
+        assert submit(both).result(20) == (1, 3)
+        one, two = two, one
+        assert submit(both).result(20) == (3, 1)
+        two = one
+        assert submit(both).result(20) == (3, 3)
         def fact(n):
             return n * fact(n - 1) if n else 1
         assert submit(fact, 5).result(20) == 120

@@ -72,7 +72,7 @@ class ProcessExecutor(WorkerExecutor):
 
     _packs = True
 
-    def __init__(self, max_workers: int = 1, *, timeout: float | None = None) -> None:
+    def __init__(self, max_workers: int = 1, timeout: float | None = None) -> None:
         if timeout is not None:
             if isinstance(timeout, bool) or not isinstance(timeout, int | float):
                 raise TypeError(f"timeout must be seconds or None, not {timeout!r}")
@@ -99,7 +99,8 @@ class ProcessExecutor(WorkerExecutor):
     def _stands(self, owner: Thread) -> str | None:
         for worker in self._queue.workers:
             if worker.thread is owner and isinstance(worker, ProcessWorker):
-                return f"in the worker process {worker.process.pid}"
+                pid = worker.process.pid
+                return None if pid is None else f"in the worker process {pid}"
         return None
 
     def _options(self) -> dict[str, Any]:
