@@ -399,11 +399,18 @@ class Call(Future[T]):
 
         Of several threads that cancel at the same moment one gets True; the others may get
         False, as if the call had just started.
+
+        A coroutine that has started is asked to end: it gets `asyncio.CancelledError` at its
+        next `await`. This is False all the same; the future is cancelled once the coroutine
+        has let that error through, and has a result if it has not.
         """
         if self._executor._revoke(self) and self._retract():
             this_thread().cancelled += 1
             return True
-        return self._state is CANCELLED
+        if self._state is CANCELLED:
+            return True
+        self._executor._interrupt(self)
+        return False
 
     def cancelled(self) -> bool:
         """Return whether the call was cancelled before it started."""
@@ -477,6 +484,12 @@ class Call(Future[T]):
 
     # -- Waiting ------------------------------------------------------------------------
 
+    def __await__(self) -> Generator[Any, None, T]:
+        here = threads.get(_get_ident())
+        if here is not None and here.call is self:
+            raise RuntimeError(f"{describe(self)} awaits itself: that wait would never end")
+        return super().__await__()
+
     def _wait(self, timeout: float | None) -> None:
         self._executor._wake()
         here = threads.get(_get_ident())
@@ -513,7 +526,7 @@ class Call(Future[T]):
         here = threads.get(_get_ident())
         if here is None or here.queue is None or here.call is None:
             return False
-        if self in waiting and self._executor._serves(here):
+        if not self.done() and self._executor._serves(here) and self in waiting:
             let_go(here, self._run(here))
         return self.done()
 
@@ -638,6 +651,14 @@ class Executor(concurrent.futures.Executor):
     def _revoke(self, call: Call[Any]) -> bool:
         """Tell whether the call may be cancelled: whoever else runs it has given it back."""
         return True
+
+    def _interrupt(self, call: Call[Any]) -> None:
+        """Ask a call that has started, perhaps, to end early, where that can be done."""
+
+    def _frame(self, call: Call[Any]) -> FrameType | None:
+        """Return the frame in which a running call stands."""
+        owner = call._owner
+        return None if owner is None else sys._current_frames().get(owner.ident)
 
     def _runs(self, call: Call[Any]) -> bool:
         """Tell whether a call that counts as waiting runs elsewhere."""

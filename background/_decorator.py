@@ -6,13 +6,14 @@ import concurrent.futures
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 import wrapt
 
 from background._backlog import Backlog, Overflow, check_bound
 from background._call import Executor, Future, put
+from background._executors.inline import InlineExecutor
 from background._runtime import check_executor, settings
 
 __all__ = ["background"]
@@ -86,6 +87,15 @@ def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
 
 @overload
 def background(
+    function: classmethod[T, P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> classmethod[T, P, Future[R]]: ...
+@overload
+def background(
     function: classmethod[T, P, R],
     /,
     *,
@@ -95,6 +105,15 @@ def background(
 ) -> classmethod[T, P, Future[R]]: ...
 @overload
 def background(
+    function: staticmethod[P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> staticmethod[P, Future[R]]: ...
+@overload
+def background(
     function: staticmethod[P, R],
     /,
     *,
@@ -102,6 +121,15 @@ def background(
     max_pending: int | None = None,
     overflow: Overflow = "block",
 ) -> staticmethod[P, Future[R]]: ...
+@overload
+def background(
+    function: Callable[P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> Callable[P, Future[R]]: ...
 @overload
 def background(
     function: Callable[P, R],
@@ -130,9 +158,11 @@ def background(
 
     Args:
         function: a function, lambda, method, class or static method (either order),
-            `functools.partial`, callable instance or builtin.
+            `functools.partial`, callable instance or builtin; or an `async def` function,
+            whose calls overlap on one event loop in a thread of its own.
         executor: what runs the calls, any `concurrent.futures.Executor`; by default that of
-            `configure`, one worker thread.
+            `configure`, one worker thread. An `async def` function runs on the event loop,
+            or with `InlineExecutor` in the caller.
         max_pending: how many calls of this function may wait to start; None for any number.
             All instances share the bound of a method.
         overflow: what a call does when so many wait already. `"block"` waits for a place, in
@@ -147,8 +177,8 @@ def background(
         `Future`. With options alone, a decorator: `in_threads = background(executor=…)`.
 
     Raises:
-        TypeError: the function is a class, a property, a generator function, `async def` or
-            can't be called, or an option is not what it should be; the message says what to
+        TypeError: the function is a class, a property, a generator function or can't be
+            called, or an option is not what it should be; the message says what to
             write instead.
         ValueError: `max_pending` is not greater than 0, or `overflow` none of the four.
 
@@ -163,31 +193,76 @@ def background(
 
     def decorate(function: Any) -> Any:
         check_function(function)
-        bounded = put if max_pending is None else Backlog(max_pending, overflow).put
-        return wrap(function, runs, bounded)
+        make: Callable[..., Future[Any]] = put
+        if max_pending is not None:
+            make = Backlog(max_pending, overflow).put
+        if is_async(function):
+            make = on_event_loop(make)
+            if not isinstance(runs, InlineExecutor | None):
+                raise TypeError(
+                    f"@background can't run {innermost(function).__qualname__} on {runs!r}: async "
+                    "functions have an event loop of their own; leave out executor=…"
+                )
+        return wrap(function, runs, make)
 
     return decorate if function is None else decorate(function)
+
+
+def on_event_loop(make: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
+    """Return `make`, a `put`, for coroutine functions."""
+    from background._executors.eventloop import ToEnd, event_loop
+
+    def call(executor: Executor, function: Any, *rest: Any) -> Future[Any]:
+        where = executor if isinstance(executor, InlineExecutor) else event_loop
+        return make(where, ToEnd(function), *rest)
+
+    return call
 
 
 class Decorator(Protocol):
     """What `background(executor=…)` returns."""
 
     @overload
+    def __call__(
+        self, function: classmethod[T, P, Coroutine[Any, Any, R]], /
+    ) -> classmethod[T, P, Future[R]]: ...
+    @overload
     def __call__(self, function: classmethod[T, P, R], /) -> classmethod[T, P, Future[R]]: ...
+    @overload
+    def __call__(
+        self, function: staticmethod[P, Coroutine[Any, Any, R]], /
+    ) -> staticmethod[P, Future[R]]: ...
     @overload
     def __call__(self, function: staticmethod[P, R], /) -> staticmethod[P, Future[R]]: ...
     @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Callable[P, Future[R]]: ...
+    @overload
     def __call__(self, function: Callable[P, R], /) -> Callable[P, Future[R]]: ...
+
+
+def innermost(function: Any) -> Any:
+    """Return what a class or static method, or a partial, is of."""
+    if type(function) in (classmethod, staticmethod):
+        function = function.__func__
+    while type(function) is functools.partial:
+        function = function.func
+    return function
+
+
+def is_async(function: Any) -> bool:
+    """Tell whether calling it makes a coroutine."""
+    inner = innermost(function)
+    return any(
+        map(inspect.iscoroutinefunction, [inner, inspect.getattr_static(inner, "__call__", None)])
+    )
 
 
 def check_function(function: Any) -> None:
     """Raise a `TypeError` that says what to write instead of decorating this."""
     what: str | None = None
-    inner: Any = function
-    if type(function) in (classmethod, staticmethod):
-        inner = function.__func__
-    while type(inner) is functools.partial:
-        inner = inner.func
+    inner = innermost(function)
     inners: list[Any] = [inner, inspect.getattr_static(inner, "__call__", None)]
     if isinstance(function, type):
         what = "a class: decorate its methods, or a function that makes an instance"
@@ -201,8 +276,6 @@ def check_function(function: Any) -> None:
         map(inspect.isasyncgenfunction, inners)
     ):
         what = "a generator function, which runs while it is iterated: return a list instead"
-    elif any(map(inspect.iscoroutinefunction, inners)):
-        what = "an async function: await it, or decorate a function that calls asyncio.run"
     if what is not None:
         name = getattr(inner, "__qualname__", None) or repr(inner)
         raise TypeError(f"@background can't decorate {name}, which is {what}")

@@ -6,7 +6,6 @@ import atexit
 import concurrent.futures
 import os
 import signal
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -208,8 +207,7 @@ def standing(call: Call[Any]) -> str:
     for_seconds = f"for {monotonic() - call._since:.0f} s"
     if call in waiting and not call.running():
         return f"has waited {for_seconds} to start"
-    owner = call._owner
-    frame = sys._current_frames().get(owner.ident) if owner is not None else None
+    frame = call._executor._frame(call)
     if frame is None:
         return f"runs {for_seconds}"
     return (

@@ -38,10 +38,12 @@ class Queue:
     SimpleQueue, which may be used in signal handlers and `__del__`.
     """
 
+    kind: type[Worker]
+
     def __init__(self, size: int) -> None:
         self.calls: deque[Call[Any]] = deque()
         self.bell: SimpleQueue[None] = SimpleQueue()
-        self.workers = [Worker(self) for _ in range(size)]
+        self.workers = [self.kind(self) for _ in range(size)]
         self.short = True  # there are workers that nobody has asked for yet
         self.closed = False
 
@@ -112,6 +114,9 @@ class Worker:
         here.queue = None
         bell.put(None)  # for the other workers, and for the next one that looks
         self.ended.put(None)
+
+
+Queue.kind = Worker
 
 
 class WorkerExecutor(Executor):
@@ -227,7 +232,7 @@ def end_workers() -> None:
     global _ended
     _ended = True
     for executor in list(_executors):
-        queue = Queue(len(executor._queue.workers))
+        queue = type(executor._queue)(len(executor._queue.workers))
         queue.closed = executor._queue.closed
         executor._queue = queue
 
@@ -236,7 +241,7 @@ def forget_workers() -> None:
     """Give every executor a new queue in the child of a fork, where its workers are gone."""
     for executor in list(_executors):
         before = executor._queue
-        executor._queue = Queue(len(before.workers))
+        executor._queue = type(before)(len(before.workers))
         executor._queue.closed = before.closed
         # A worker that forked finds its queue closed when it comes back from its call.
         before.calls.clear()

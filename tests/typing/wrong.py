@@ -8,6 +8,11 @@ def plot(step: int, *, title: str = "") -> str:
     return title * step
 
 
+@background
+async def fetch(step: int) -> str:
+    return str(step)
+
+
 class Shape:
     @background
     def method(self, x: int) -> str:
@@ -28,3 +33,5 @@ configure(executor="thread")  # type: ignore[arg-type]  # pyright: ignore[report
 flush("soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 background(len, max_pending="1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 background(overflow="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+fetch("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+fetch(1).upper()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
