@@ -54,6 +54,7 @@ __all__ = [
     "threads",
     "waiting",
     "watchers",
+    "where",
 ]
 
 P = ParamSpec("P")
@@ -319,7 +320,12 @@ class Call(Future[T]):
             ran = now - self._since
             here.ran += ran
             here.running -= 1
-            if ran > LONG and here.queue is not None and self._error is None:
+            if (
+                ran > LONG
+                and here.queue is not None
+                and self._error is None
+                and self._executor._one_by_one
+            ):
                 computing.add(self, here, now, ran)
         elif self._state is PENDING:
             here.waited += now - self._since
@@ -418,11 +424,18 @@ class Call(Future[T]):
 
         Of several threads that cancel at the same moment one gets True; the others may get
         False, as if the call had just started.
+
+        A coroutine that has started is asked to end: it gets `asyncio.CancelledError` at its
+        next `await`. This is False all the same; the future is cancelled once the coroutine
+        has let that error through, and has a result if it has not.
         """
         if self._executor._revoke(self) and self._retract():
             this_thread().cancelled += 1
             return True
-        return self._state is CANCELLED
+        if self._state is CANCELLED:
+            return True
+        self._executor._interrupt(self)
+        return False
 
     def cancelled(self) -> bool:
         """Return whether the call was cancelled before it started."""
@@ -496,6 +509,12 @@ class Call(Future[T]):
 
     # -- Waiting ------------------------------------------------------------------------
 
+    def __await__(self) -> Generator[Any, None, T]:
+        here = threads.get(_get_ident())
+        if here is not None and here.call is self:
+            raise RuntimeError(f"{describe(self)} awaits itself: that wait would never end")
+        return super().__await__()
+
     def _wait(self, timeout: float | None) -> None:
         self._executor._wake()
         here = threads.get(_get_ident())
@@ -532,7 +551,7 @@ class Call(Future[T]):
         here = threads.get(_get_ident())
         if here is None or here.queue is None or here.call is None:
             return False
-        if self in waiting and self._executor._serves(here):
+        if not self.done() and self._executor._serves(here) and self in waiting:
             let_go(here, self._run(here))
         return self.done()
 
@@ -638,6 +657,7 @@ class Executor(concurrent.futures.Executor):
     everything else follow from that.
     """
 
+    _one_by_one = True  # whether what a thread computes during a call is that call's alone
     _packs = False  # whether `_pack` is asked; an attribute, because every call pays for it
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
@@ -660,6 +680,14 @@ class Executor(concurrent.futures.Executor):
         """Tell whether the call may be cancelled: whoever else runs it has given it back."""
         return True
 
+    def _interrupt(self, call: Call[Any]) -> None:
+        """Ask a call that has started, perhaps, to end early, where that can be done."""
+
+    def _stands(self, call: Call[Any]) -> str:
+        """Say where a running call stands, as the end of a sentence."""
+        owner = call._owner
+        return where(None if owner is None else sys._current_frames().get(owner.ident))
+
     def _runs(self, call: Call[Any]) -> bool:
         """Tell whether a call that counts as waiting runs elsewhere."""
         return False
@@ -678,10 +706,6 @@ class Executor(concurrent.futures.Executor):
         """Return the threads without which no waiting call starts."""
         return []
 
-    def _stands(self, owner: Thread) -> str | None:
-        """Say where the call that this thread sees to runs, if that is another process."""
-        return None
-
 
 def describe(call: Call[Any]) -> str:
     """Return `plot(…), called at train.py:42 in main`."""
@@ -696,6 +720,14 @@ def describe(call: Call[Any]) -> str:
     with suppress(Exception):  # a callable may answer for its attributes by code of its own
         title = str(getattr(inner, "__qualname__", title))
     return f"{title.rpartition('<locals>.')[2]}(…), called at {place(call)}"
+
+
+def where(frame: FrameType | None) -> str:
+    """Return ` and stands at train.py:42 in draw`, or nothing."""
+    if frame is None:
+        return ""
+    code = frame.f_code
+    return f" and stands at {code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
 
 
 def innermost(function: object) -> object:
@@ -845,7 +877,7 @@ class Computing:
 
     def add(self, call: Call[Any], here: Thread, now: float, ran: float) -> None:
         """Count a call that ran for `ran` seconds until `now`; say so once if it computes."""
-        before, others = here.cpu, now - here.marked - ran
+        before, others = here.cpu, max(now - here.marked - ran, 0.0)
         here.mark(now)
         computed = min(max(here.cpu - before - others, 0.0), ran)
         function = innermost(call._function)

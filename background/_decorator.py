@@ -6,7 +6,7 @@ import concurrent.futures
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
@@ -14,6 +14,7 @@ import wrapt
 
 from background._backlog import Backlog, Overflow, check_bound
 from background._call import Executor, Future, put
+from background._executors.inline import InlineExecutor
 from background._runtime import check_executor, settings
 from background._snapshot import copy_arguments
 
@@ -100,6 +101,8 @@ def wrap(
     enter: Put = put if max_pending is None else Backlog(max_pending, overflow).put
     if snapshot:
         enter = functools.partial(put_copied, enter)
+    if is_async(function):
+        enter = on_event_loop(enter)
 
     def call(self: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         return enter(executor or settings.executor, function, args, kwargs or None, _getframe(1))
@@ -118,6 +121,16 @@ def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
 
 @overload
 def background(
+    function: classmethod[T, P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> classmethod[T, P, Future[R]]: ...
+@overload
+def background(
     function: classmethod[T, P, R],
     /,
     *,
@@ -128,6 +141,16 @@ def background(
 ) -> classmethod[T, P, Future[R]]: ...
 @overload
 def background(
+    function: staticmethod[P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> staticmethod[P, Future[R]]: ...
+@overload
+def background(
     function: staticmethod[P, R],
     /,
     *,
@@ -136,6 +159,16 @@ def background(
     max_pending: int | None = None,
     overflow: Overflow = "block",
 ) -> staticmethod[P, Future[R]]: ...
+@overload
+def background(
+    function: Callable[P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> Callable[P, Future[R]]: ...
 @overload
 def background(
     function: Callable[P, R],
@@ -167,9 +200,11 @@ def background(
 
     Args:
         function: a function, lambda, method, class or static method (either order),
-            `functools.partial`, callable instance or builtin.
+            `functools.partial`, callable instance or builtin; or an `async def` function,
+            whose calls overlap on one event loop in a thread of its own.
         executor: what runs the calls, any `concurrent.futures.Executor`; by default that of
-            `configure`, one worker thread.
+            `configure`, one worker thread. An `async def` function runs on the event loop,
+            or with `InlineExecutor` in the caller.
         snapshot: whether a call works on its arguments as they are when it is made: they are
             copied by `background.snapshot`, together, so that what they share is shared by the
             copies. A method's instance is passed as it is. If a copy fails, the call fails. An
@@ -188,8 +223,8 @@ def background(
         `Future`. With options alone, a decorator: `in_threads = background(executor=…)`.
 
     Raises:
-        TypeError: the function is a class, a property, a generator function, `async def` or
-            can't be called, or an option is not what it should be; the message says what to
+        TypeError: the function is a class, a property, a generator function or can't be
+            called, or an option is not what it should be; the message says what to
             write instead.
         ValueError: `max_pending` is not greater than 0, or `overflow` none of the four.
 
@@ -206,30 +241,71 @@ def background(
 
     def decorate(function: Any) -> Any:
         check_function(function)
+        if is_async(function) and not isinstance(runs, InlineExecutor | None):
+            raise TypeError(
+                f"@background can't run {innermost(function).__qualname__} on {runs!r}: async "
+                "functions have an event loop of their own; leave out executor=…"
+            )
         return wrap(function, runs, snapshot, max_pending, overflow)
 
     return decorate if function is None else decorate(function)
+
+
+def on_event_loop(put: Put) -> Put:
+    """Return a way to make calls of coroutine functions."""
+    from background._executors.eventloop import ToEnd, event_loop
+
+    def enter(executor: Executor, function: Any, *rest: Any) -> Future[Any]:
+        where = executor if isinstance(executor, InlineExecutor) else event_loop
+        return put(where, ToEnd(function), *rest)
+
+    return enter
 
 
 class Decorator(Protocol):
     """What `background(executor=…)` returns."""
 
     @overload
+    def __call__(
+        self, function: classmethod[T, P, Coroutine[Any, Any, R]], /
+    ) -> classmethod[T, P, Future[R]]: ...
+    @overload
     def __call__(self, function: classmethod[T, P, R], /) -> classmethod[T, P, Future[R]]: ...
+    @overload
+    def __call__(
+        self, function: staticmethod[P, Coroutine[Any, Any, R]], /
+    ) -> staticmethod[P, Future[R]]: ...
     @overload
     def __call__(self, function: staticmethod[P, R], /) -> staticmethod[P, Future[R]]: ...
     @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Callable[P, Future[R]]: ...
+    @overload
     def __call__(self, function: Callable[P, R], /) -> Callable[P, Future[R]]: ...
+
+
+def innermost(function: Any) -> Any:
+    """Return what a class or static method, or a partial, is of."""
+    if type(function) in (classmethod, staticmethod):
+        function = function.__func__
+    while type(function) is functools.partial:
+        function = function.func
+    return function
+
+
+def is_async(function: Any) -> bool:
+    """Tell whether calling it makes a coroutine."""
+    inner = innermost(function)
+    return any(
+        map(inspect.iscoroutinefunction, [inner, inspect.getattr_static(inner, "__call__", None)])
+    )
 
 
 def check_function(function: Any) -> None:
     """Raise a `TypeError` that says what to write instead of decorating this."""
     what: str | None = None
-    inner: Any = function
-    if type(function) in (classmethod, staticmethod):
-        inner = function.__func__
-    while type(inner) is functools.partial:
-        inner = inner.func
+    inner = innermost(function)
     inners: list[Any] = [inner, inspect.getattr_static(inner, "__call__", None)]
     if isinstance(function, type):
         what = "a class: decorate its methods, or a function that makes an instance"
@@ -243,8 +319,6 @@ def check_function(function: Any) -> None:
         map(inspect.isasyncgenfunction, inners)
     ):
         what = "a generator function, which runs while it is iterated: return a list instead"
-    elif any(map(inspect.iscoroutinefunction, inners)):
-        what = "an async function: await it, or decorate a function that calls asyncio.run"
     if what is not None:
         name = getattr(inner, "__qualname__", None) or repr(inner)
         raise TypeError(f"@background can't decorate {name}, which is {what}")

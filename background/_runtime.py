@@ -6,7 +6,6 @@ import atexit
 import concurrent.futures
 import os
 import signal
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -224,16 +223,7 @@ def standing(call: Call[Any]) -> str:
     for_seconds = f"for {monotonic() - call._since:.0f} s"
     if call in waiting and not call.running():
         return f"has waited {for_seconds} to start"
-    owner = call._owner
-    if owner is not None and (stands := call._executor._stands(owner)) is not None:
-        return f"runs {for_seconds} {stands}"
-    frame = sys._current_frames().get(owner.ident) if owner is not None else None
-    if frame is None:
-        return f"runs {for_seconds}"
-    return (
-        f"runs {for_seconds} and stands at {frame.f_code.co_filename}:{frame.f_lineno} "
-        f"in {frame.f_code.co_qualname}"
-    )
+    return f"runs {for_seconds}{call._executor._stands(call)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,14 +322,18 @@ def drain_or_tell(drain: Drain) -> bool:
 
 def drop(why: str) -> None:
     """Cancel what has not started and say how many calls are dropped, and which one runs."""
-    running = [call for call in list(pending) if call.running()]
+    running = [
+        f"; {describe(call)} {standing(call)}, and is given up"
+        for call in list(pending)
+        if call.running()
+    ]
     count = sum(call.cancel() for call in list(pending))
     logger.warning(
         "%s: dropped %d background call%s that had not started%s",
         why,
         count,
         "s" * (count != 1),
-        "".join(f"; {describe(call)} {standing(call)}, and is given up" for call in running),
+        "".join(running),
     )
 
 

@@ -18,7 +18,7 @@ from types import CodeType
 from typing import Any, cast
 
 import background._channel as channels
-from background._call import Call, Thread, describe, logger, own_files, this_thread
+from background._call import Call, describe, logger, own_files, this_thread
 from background._channel import CALL, MOVE, RAISED, Channel, Message
 from background._errors import WorkerDied
 from background._pickling import LARGE, dragged, pack_call, unpack_call, unpack_error
@@ -96,12 +96,12 @@ class ProcessExecutor(WorkerExecutor):
             tell_of_dragged(function, call)
         return data, *copies
 
-    def _stands(self, owner: Thread) -> str | None:
+    def _stands(self, call: Call[Any]) -> str:
         for worker in self._queue.workers:
-            if worker.thread is owner and isinstance(worker, ProcessWorker):
+            if worker.thread is call._owner and isinstance(worker, ProcessWorker):
                 pid = worker.process.pid
-                return None if pid is None else f"in the worker process {pid}"
-        return None
+                return "" if pid is None else f" in the worker process {pid}"
+        return super()._stands(call)
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "timeout": self._timeout}

@@ -54,7 +54,31 @@ def copy_curve(curve: Curve, memo: dict[int, object]) -> Curve:
     return made
 
 
+@background
+async def fetch(step: int, *, title: str = "") -> str:
+    return title * step
+
+
 class Shape:
+    @background
+    async def async_method(self, x: int) -> str:
+        return str(x)
+
+    @background
+    @classmethod
+    async def async_class(cls, x: int) -> str:
+        return str(x)
+
+    @background
+    @staticmethod
+    async def async_static(x: int) -> str:
+        return str(x)
+
+    @classmethod
+    @background(max_pending=3)
+    async def inner_async(cls, x: int) -> str:
+        return str(x)
+
     @background
     def method(self, x: int) -> str:
         return str(x)
@@ -121,13 +145,19 @@ assert_type(Shape.inner_class(1), Future[str])
 assert_type(Shape.outer_class(1), Future[str])
 assert_type(Shape.inner_static(1), Future[str])
 assert_type(Shape.outer_static(1), Future[str])
+assert_type(fetch(1, title="a"), Future[str])
+assert_type(fetch(1).result(), str)
+assert_type(Shape().async_method(1), Future[str])
+assert_type(Shape.async_class(1), Future[str])
+assert_type(Shape.async_static(1), Future[str])
+assert_type(Shape.inner_async(1), Future[str])
 assert_type(background(functools.partial(pow, 2.0))(3.0).exception(), BaseException | None)
 assert_type(ThreadExecutor().submit(len, "four"), Future[int])
-assert_type(background(same)(1), Future[int])
 assert_type(Box(1).get(), Future[int])
-assert_type(first(["a"]), Future[str])
 assert_type(size(1), Future[int])
 assert_type(size("a"), Future[str])
+generic = background(same)  # mypy takes what it returns for a coroutine, pyright does not
+assert_type(generic(1), Future[int])  # type: ignore[assert-type, arg-type]
 callback: Callable[[int], Future[int]] = bracketed
 flush()
 flush(1.5, check=True)
@@ -137,6 +167,7 @@ with configure(executor=InlineExecutor(), exit_timeout=3, debug=True):
 
 async def wait() -> None:
     assert_type(await plot(1), str)
+    assert_type(await fetch(1), str)
 
 
 @background(max_pending=1, overflow="drop_oldest")
