@@ -764,7 +764,7 @@ def _grown(call: Call[Any]) -> None:
     # Of one function are those that were made at one place.
     places = Counter((id(call._code), call._offset) for call in sample)
     most = places.most_common(1)[0][0]
-    call = next((c for c in sample if (id(c._code), c._offset) == most), call)
+    call = next((c for c in reversed(sample) if (id(c._code), c._offset) == most), call)
     logger.warning(
         "%s calls wait to start, %s more than %.1f s ago (%s a second); most of them are %s; "
         "they come faster than they are done: bound them by @background(max_pending=…), or "
