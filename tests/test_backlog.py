@@ -474,7 +474,7 @@ def test_the_end_frees_who_is_held_up(drops: bool, tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert ("dropped" in err) == drops
     if not drops:
-        assert lines[0] == "ran 1"
+        assert "ran 1" in lines
 
 
 def test_an_unbounded_backlog_is_said(held: Held, log: Log) -> None:
