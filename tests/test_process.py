@@ -453,6 +453,12 @@ def test_functions_are_as_they_are_at_the_call(tmp_path: Path) -> None:
         assert submit(both).result(20) == (3, 1)
         two = one
         assert submit(both).result(20) == (3, 3)
+        two = third = counter(1)
+        def three():
+            return one(), two(), third()
+        assert submit(three).result(20) == (3, 1, 1)
+        third = one
+        assert submit(three).result(20) == (3, 1, 3)
         def fact(n):
             return n * fact(n - 1) if n else 1
         assert submit(fact, 5).result(20) == 120
@@ -641,8 +647,9 @@ def test_no_process_can_be_started(
 # -- What calls do ---------------------------------------------------------------------------
 
 
-def test_streams(tmp_path: Path) -> None:
+def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Process: what a call prints is there before its outcome; it has no standard input."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     process = script(
         """
         from background import ProcessExecutor, background
@@ -842,30 +849,34 @@ def test_forks_while_processes_start(tmp_path: Path) -> None:
     assert (lines, err) == (["0"] * 20, "")
 
 
-def test_ctrl_c_for_the_whole_group(tmp_path: Path) -> None:
-    """W3: Ctrl-C in the terminal is for the program, which drops what waits and says how many."""
+def in_a_group(body: str, tmp_path: Path) -> subprocess.Popen[str]:
+    """Start a program in a process group of its own, as a terminal does."""
     path = tmp_path / "train.py"
-    path.write_text(
-        textwrap.dedent(
-            """
-            import os, threading
-            from background import ProcessExecutor, background
-            @background(executor=ProcessExecutor())
-            def hang(i):
-                print("hangs", flush=True)
-                threading.Event().wait()
-            for i in range(30):
-                hang(i)
-            """
-        )
-    )
-    process = subprocess.Popen(
+    path.write_text(textwrap.dedent(body))
+    return subprocess.Popen(
         [sys.executable, str(path)],
         env=ENV,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+    )
+
+
+def test_ctrl_c_for_the_whole_group(tmp_path: Path) -> None:
+    """W3: Ctrl-C in the terminal is for the program, which drops what waits and says how many."""
+    process = in_a_group(
+        """
+        import os, threading
+        from background import ProcessExecutor, background
+        @background(executor=ProcessExecutor())
+        def hang(i):
+            print("hangs", flush=True)
+            threading.Event().wait()
+        for i in range(30):
+            hang(i)
+        """,
+        tmp_path,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -880,6 +891,40 @@ def test_ctrl_c_for_the_whole_group(tmp_path: Path) -> None:
     assert "in the worker process" in err
     assert "Traceback" not in err + out
     assert process.returncode == 0
+
+
+def test_ctrl_c_leaves_the_call_alone(tmp_path: Path) -> None:
+    """W1: Ctrl-C in the terminal ends a flush; the call in its process goes on."""
+    os.mkfifo(tmp_path / "fifo")
+    process = in_a_group(
+        f"""
+        from background import ProcessExecutor, background, flush
+        @background(executor=ProcessExecutor())
+        def waits():
+            print("waits", flush=True)
+            with open({str(tmp_path / "fifo")!r}) as fifo:
+                return fifo.readline()
+        try:
+            future = waits()
+            flush()
+        except KeyboardInterrupt:
+            print("caught", flush=True)
+        print(future.result())
+        """,
+        tmp_path,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "waits\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.readline() == "caught\n"
+        with open(os.open(tmp_path / "fifo", os.O_RDWR), "w") as fifo:  # waits for nobody
+            fifo.write("goes on\n")
+            fifo.flush()
+            out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (out, err) == ("goes on\n\n", "")
 
 
 def test_the_end_is_quiet(tmp_path: Path) -> None:
