@@ -198,8 +198,8 @@ class Process:
     def exchange(self, data: bytes, copies: tuple[bytearray, ...]) -> Message:
         ended = ""
         for _ in range(ATTEMPTS):
-            channel = self.channel or self.start()
             try:
+                channel = self.channel or self.start()
                 self.move(channel)
                 channel.send(CALL, data, copies)
                 if self.answers_in_time(channel):
@@ -241,6 +241,15 @@ class Process:
         return bool(poll.poll(math.ceil(self.timeout * 1000)))
 
     def start(self) -> Channel:
+        """Start the process; return once it can take calls, so that `timeout` is for those."""
+        channel = self.launch()
+        try:
+            channel.receive()
+        except EOFError:
+            raise ConnectionResetError from None  # for `exchange`: no call had started
+        return channel
+
+    def launch(self) -> Channel:
         with _starting:
             ours, theirs = socket.socketpair()
             watched, self.life = os.pipe()
