@@ -324,7 +324,7 @@ class Call(Future[T]):
                 ran > LONG
                 and here.queue is not None
                 and self._error is None
-                and self._executor._one_by_one
+                and self._executor._hints
             ):
                 computing.add(self, here, now, ran)
         elif self._state is PENDING:
@@ -657,7 +657,7 @@ class Executor(concurrent.futures.Executor):
     everything else follow from that.
     """
 
-    _one_by_one = True  # whether what a thread computes during a call is that call's alone
+    _hints = True  # whether a call that computes on its thread is told of (T1)
     _packs = False  # whether `_pack` is asked; an attribute, because every call pays for it
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
