@@ -6,7 +6,7 @@ from pathlib import Path
 import background
 
 ROOT = Path(background.__file__).parent
-LAYERS = ["_errors", "_call", "_workers", "_executors", "_runtime", "_backlog"]
+LAYERS = ["_errors", "_call", "_progress", "_workers", "_executors", "_runtime", "_backlog"]
 LAYERS += ["_decorator", "", "_demo", "__main__"]
 
 
