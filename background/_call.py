@@ -817,7 +817,7 @@ class Drain:
         here it is the other way round, so that one of both sees the other. A call that is off
         the ledger and not yet let go of is `settling`, and who lets go of it rings.
         """
-        while calls := self._left():
+        while calls := self.left():
             self.watched = calls[len(calls) // 2]
             if self.watched in pending:
                 return True
@@ -827,12 +827,13 @@ class Drain:
             for thread in list(threads.values())
         )
 
-    def _left(self) -> list[Call[Any]]:
+    def left(self) -> list[Call[Any]]:
+        """Return the calls that are not done."""
         return [call for call in list(pending) if call._born <= self.before]
 
     def calls(self) -> list[Call[Any]]:
         """Return what is left, the running calls first, each group the oldest first."""
-        return sorted(self._left(), key=lambda call: (call._owner is None, call._since))
+        return sorted(self.left(), key=lambda call: (call._owner is None, call._since))
 
 
 def start_afresh() -> None:
