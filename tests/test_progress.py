@@ -189,7 +189,7 @@ def test_children_count() -> None:
     shown.draw = lambda: None  # type: ignore[method-assign]
     counts = []
     for left in (5, 3, 7, 0):
-        shown.count = lambda left=left: left  # type: ignore[misc, assignment]
+        drain.left = lambda left=left: [None] * left  # type: ignore[misc, assignment]
         shown.show()
         counts.append((shown.total - shown.left, shown.total))
     assert counts == [(0, 5), (2, 5), (2, 9), (9, 9)]
