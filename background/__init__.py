@@ -17,21 +17,37 @@ failure reaches you once: through its future if you keep it, else through the lo
 `background`, with the place of the call. `flush(check=True)` raises all that nobody saw.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from background._call import Future
 from background._decorator import background
-from background._errors import BackgroundError, FlushTimeout
+from background._errors import BackgroundError, FlushTimeout, WorkerDied
 from background._executors.inline import InlineExecutor
 from background._executors.threads import ThreadExecutor
 from background._runtime import configure, flush, stats
+
+if TYPE_CHECKING:
+    from background._executors.sqlite import SQLiteExecutor
 
 __all__ = [
     "BackgroundError",
     "FlushTimeout",
     "Future",
     "InlineExecutor",
+    "SQLiteExecutor",
     "ThreadExecutor",
+    "WorkerDied",
     "background",
     "configure",
     "flush",
     "stats",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded by those who use it: it takes as long to import as all the rest.
+    if name == "SQLiteExecutor":
+        from background._executors.sqlite import SQLiteExecutor
+
+        return globals().setdefault(name, SQLiteExecutor)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -612,6 +612,7 @@ class Executor(concurrent.futures.Executor):
     """
 
     _packs = False  # whether `_pack` is asked; an attribute, because every call pays for it
+    _outlives = False  # whether calls go on without this program, so that its end needn't wait
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call `fn(*args, **kwargs)` in the background and return its future at once."""
@@ -676,8 +677,9 @@ def place(call: Call[Any]) -> str:
 class Drain:
     """A wait for every call made before a moment, and for those that they make."""
 
-    def __init__(self, before: float) -> None:
+    def __init__(self, before: float, *, at_exit: bool = False) -> None:
         self.before = before
+        self.at_exit = at_exit  # then not for calls that go on without this program
         self.left: set[Call[Any]] = set()
         self.bell: SimpleQueue[None] = SimpleQueue()
 
@@ -704,7 +706,11 @@ class Drain:
 
     def _look(self) -> bool:
         """Look through the ledger; return whether something is left."""
-        self.left = {call for call in list(pending) if call._born <= self.before}
+        self.left = {
+            call
+            for call in list(pending)
+            if call._born <= self.before and not (self.at_exit and call._executor._outlives)
+        }
         # A worker takes its call off the ledger first and out of `left` second: what was
         # done while we looked is either missing there now or taken out of here by it.
         for call in list(self.left):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 
-__all__ = ["BackgroundError", "FlushTimeout"]
+__all__ = ["BackgroundError", "FlushTimeout", "WorkerDied"]
 
 
 class BackgroundError(ExceptionGroup[Exception]):
@@ -36,3 +37,7 @@ class FlushTimeout(TimeoutError):
         super().__init__(message)
         self.pending = pending
         self.calls = calls
+
+
+class WorkerDied(BrokenExecutor):
+    """The process that ran a call ended before the call did."""

@@ -271,11 +271,18 @@ def drain_at_exit() -> None:
             drain_or_drop()
         end_workers()
         log_unseen()
+        if count := sum(call._executor._outlives for call in list(pending)):
+            logger.warning(
+                "%d durable call%s go%s on without this program",
+                count,
+                "s" * (count != 1),
+                "es" * (count == 1),
+            )
 
 
 def drain_or_drop() -> bool:
     """Wait for all calls; return False if some were dropped instead."""
-    with Drain(monotonic()) as drain:
+    with Drain(monotonic(), at_exit=True) as drain:
         try:
             if drain_or_tell(drain):
                 return True
@@ -306,8 +313,9 @@ def drain_or_tell(drain: Drain) -> bool:
 
 def drop(why: str) -> None:
     """Cancel what has not started and say how many calls are dropped, and which one runs."""
-    running = [call for call in list(pending) if call not in waiting]
-    count = sum(call.cancel() for call in list(pending))
+    calls = [call for call in list(pending) if not call._executor._outlives]
+    running = [call for call in calls if call not in waiting]
+    count = sum(call.cancel() for call in calls)
     logger.warning(
         "%s: dropped %d background call%s that had not started%s",
         why,

@@ -8,6 +8,8 @@ import background
 ROOT = Path(background.__file__).parent
 LAYERS = [
     "_pickling",
+    "_store",
+    "_durable_worker",
     "_errors",
     "_call",
     "_workers",
