@@ -177,6 +177,7 @@ class Worker:
         self.store.join(self.id)
         idle_since = monotonic()
         look = prune = 0.0
+        worked = False
         while not self.stop:
             claim = None
             try:
@@ -184,6 +185,9 @@ class Worker:
                 if monotonic() >= look:
                     for owner in self.store.orphans(self.life):
                         self.store.bury(owner)
+                    if worked:
+                        self.store.shorten()
+                        worked = False
                     look = monotonic() + LOOK
                 if monotonic() >= prune:
                     self.store.prune(self.life)
@@ -201,6 +205,7 @@ class Worker:
                 if not self.run(claim):
                     return self.end(FRESH)
                 idle_since = monotonic()
+                worked = True
                 continue
             alone = os.getppid() != self.supervisor  # killed: nobody would replace us either
             if alone or monotonic() - idle_since >= self.idle_timeout:

@@ -31,6 +31,7 @@ KEEP = 86_400  # seconds for which an outcome that nobody reads is kept
 # SQLite's own way to wait for a lock sleeps longer and longer: beside a worker that drains, a
 # call took up to 530 ms. Asking again every 0.3 ms, it took 2.3 ms at the 99th percentile.
 PAUSE = 0.0003
+LONG = 8000  # pages of 4 KB in the log beside the file from which a worker starts it anew
 PATIENCE = 5.0  # seconds after which a lock is an error
 ENDED = "('succeeded', 'failed', 'dead', 'cancelled')"
 
@@ -77,8 +78,10 @@ PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {FORMAT};
 """
 
-NETWORK = ("nfs", "cifs", "smb", "ncpfs", "afs", "9p", "ceph", "lustre", "gpfs", "beegfs")
-NETWORK += ("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone")
+NETWORK = (  # how their names begin
+    *("nfs", "cifs", "smb", "ncpfs", "afs", "9p", "ceph", "lustre", "gpfs", "beegfs"),
+    *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone"),
+)
 MOUNTS = Path("/proc/self/mounts")
 
 # Held for each statement, and while the process forks: SQLite's own locks, shared by all its
@@ -100,8 +103,8 @@ class StoredCall:
     """A call as it stands in the file; see `SQLiteExecutor.calls`.
 
     `state` is waiting, running, succeeded, failed, dead (it killed its worker three times) or
-    cancelled. `made`, `started` and `ended` are seconds since the epoch; `pid` is the worker
-    that runs it, None if that worker was killed and the call waits for the next one.
+    cancelled. `made`, `started` and `ended` are seconds since the epoch; `pid` is the process
+    of the worker that runs it, or was killed in it a moment ago.
     """
 
     id: int
@@ -314,16 +317,28 @@ class Store:
             if not life.taken(owner):
                 self.leave(owner)
 
+    def shorten(self) -> None:
+        """Start the log beside the file anew if it has grown large.
+
+        While others write without a pause SQLite's own way to do so never finds the moment.
+        """
+        # Most of the work locks nobody out; how long the log is comes with it.
+        ((_, pages, _),) = self._do("PRAGMA wal_checkpoint(PASSIVE)").rows
+        if pages > LONG:
+            self._do("PRAGMA busy_timeout = 100")  # the others pause for microseconds only
+            self._do("PRAGMA wal_checkpoint(RESTART)")
+            self._do("PRAGMA busy_timeout = 0")
+
     # -- For people -----------------------------------------------------------------------
 
-    def calls(self, life: Life) -> list[StoredCall]:
+    def calls(self) -> list[StoredCall]:
         """Return all calls in the file, the oldest first."""
         rows = self._do(
-            "SELECT s.id, s.state, call, attempts, made, started, ended, error, traceback, owner"
-            " FROM calls JOIN states AS s USING (id) ORDER BY s.id"
+            "SELECT s.id, state, call, attempts, made, started, ended, error, traceback, pid"
+            " FROM calls AS c JOIN states AS s ON s.id = c.id LEFT JOIN workers AS w"
+            " ON w.id = owner ORDER BY s.id"
         ).rows
-        pids = {row.id: row.pid for row in self.workers(life)}
-        return [StoredCall(*row[:-1], pid=pids.get(row[-1])) for row in rows]
+        return [StoredCall(*row) for row in rows]
 
     def workers(self, life: Life) -> list[StoredWorker]:
         """Return the workers that live."""

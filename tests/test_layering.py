@@ -18,6 +18,7 @@ LAYERS = [
     "_decorator",
     "",
     "_demo",
+    "_durable_commands",
 ]
 LAYERS += ["__main__"]
 

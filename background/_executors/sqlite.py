@@ -20,7 +20,7 @@ import weakref
 from contextlib import suppress
 from queue import SimpleQueue
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from background._call import (
     Call,
@@ -128,7 +128,7 @@ class SQLiteExecutor(Executor):
         try:
             desk.calls[number] = call  # before a worker can have run it
             key = desk.store.put(desk.program, number, describe(call), place(), packed)
-            call._kwargs = number, key
+            call._kwargs = Ticket(number, key)
             desk.see_to_worker()
             desk.attend()
         except StoreError as error:
@@ -143,15 +143,15 @@ class SQLiteExecutor(Executor):
     def _revoke(self, call: Call[Any]) -> bool:
         desk, ticket = self._desk, call._kwargs
         # Whoever pops it from the desk ends it: the thread that brings outcomes, or we.
-        if type(ticket) is not tuple or desk.calls.pop(ticket[0], None) is None:
+        if type(ticket) is not Ticket or desk.calls.pop(ticket.number, None) is None:
             return False
         won = False
         try:
             with suppress(StoreError):
-                won = call in waiting and desk.store.cancel(ticket[1])
+                won = call in waiting and desk.store.cancel(ticket.key)
         finally:
             if not won:
-                desk.calls[ticket[0]] = call
+                desk.calls[ticket.number] = call
                 desk.attend()
         return won
 
@@ -161,8 +161,8 @@ class SQLiteExecutor(Executor):
         if worker is not None:  # it waits for what it would never begin: F4
             for call in list(desk.calls.values()):
                 ticket = call._kwargs
-                if call in waiting and type(ticket) is tuple:
-                    worker.run_now(ticket[1])
+                if call in waiting and type(ticket) is Ticket:
+                    worker.run_now(ticket.key)
         if not desk.attend():
             desk.run()  # no thread can be started: the outcomes are brought by this one
 
@@ -177,7 +177,7 @@ class SQLiteExecutor(Executor):
         Raises:
             OSError: the file can't be used; the message says why.
         """
-        return self._desk.store.calls(self._desk.life)
+        return self._desk.store.calls()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no further calls; with `wait`, return when this program's calls are done.
@@ -211,6 +211,13 @@ def fail(call: Call[Any], error: BaseException) -> None:
         let_go(here, condition)
 
 
+class Ticket(NamedTuple):
+    """Which call of its program and of the file it is; in the place of its arguments."""
+
+    number: int
+    key: int
+
+
 class Desk:
     """Where a program's calls wait for their outcome, and the thread that brings it.
 
@@ -220,7 +227,7 @@ class Desk:
 
     def __init__(self, path: str, synchronous: str, options: dict[str, Any] | None) -> None:
         # The workers move the log into the file; this program does so only where none does.
-        self.store, self.life = Store(path, synchronous, 16_000), Life(path)
+        self.store, self.life = Store(path, synchronous, 64_000), Life(path)
         self.path = path
         self.options = options
         self.program = token()
@@ -403,9 +410,9 @@ class Desk:
     def miss(self, here: Thread) -> None:
         """Fail calls that are no longer in the file."""
         tickets = [call._kwargs for call in itertools.islice(list(self.calls.values()), 100)]
-        ids = {ticket[1]: ticket[0] for ticket in tickets if type(ticket) is tuple}
-        for key in self.store.gone(list(ids)):
-            call = self.calls.pop(ids[key], None)
+        numbers = {ticket.key: ticket.number for ticket in tickets if type(ticket) is Ticket}
+        for key in self.store.gone(list(numbers)):
+            call = self.calls.pop(numbers[key], None)
             if call is not None:
                 error = RuntimeError(
                     f"{describe(call)} is no longer in {self.path}: it was purged, or the file "
