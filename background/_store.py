@@ -38,6 +38,7 @@ ENDED = "('succeeded', 'failed', 'dead', 'cancelled')"
 # A call's row is written once. What becomes of it is a second, small row, so that a change of
 # state never copies arguments of 50 MB; the triggers keep the two together in one statement.
 SCHEMA = f"""
+BEGIN IMMEDIATE;
 CREATE TABLE calls (
     id INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order in which they were made; never used again
     program INTEGER,                       -- who made it, and which of its calls it is
@@ -76,6 +77,7 @@ CREATE TRIGGER gone AFTER DELETE ON calls BEGIN
 END;
 PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {FORMAT};
+COMMIT;
 """
 
 NETWORK = (  # how their names begin
@@ -409,8 +411,11 @@ class Store:
         except BaseException:
             connection.close()
             raise
-        self._connection = connection
-        return connection
+        if self._connection is None:
+            self._connection = connection
+        else:  # a signal handler that came between our lines has opened one
+            connection.close()
+        return self._connection
 
     def close(self) -> None:
         """Close the connection; the next statement opens one again."""
@@ -458,18 +463,12 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
 
     if number("application_id") != APPLICATION and not number("schema_version"):
         connection.execute("PRAGMA journal_mode = WAL").fetchone()
-        # Of several programs that come at once one lays the tables; the others, who waited
-        # for its transaction, look again.
-        connection.execute("BEGIN IMMEDIATE")
         try:
-            if not number("schema_version"):
-                for statement in split(SCHEMA):
-                    connection.execute(statement)
-            connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
-            raise
+            connection.executescript(SCHEMA)
+        except sqlite3.OperationalError:
+            connection.rollback()
+            if not number("schema_version"):  # else another program was faster
+                raise
     if number("application_id") != APPLICATION:
         raise StoreError(f"{path} is an SQLite file of something else: name another file")
     if number("user_version") > FORMAT:
@@ -478,16 +477,6 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
             f"{number('user_version')}, this one knows {FORMAT}): upgrade background-futures, or "
             f"name another file than {name}"
         )
-
-
-def split(script: str) -> Iterable[str]:
-    """Yield the statements of a script: `executescript` would commit before each."""
-    statement = ""
-    for line in script.splitlines(keepends=True):
-        statement += line
-        if sqlite3.complete_statement(statement):
-            yield statement
-            statement = ""
 
 
 def make_or_check(path: str) -> tuple[int, int]:

@@ -40,6 +40,8 @@ from background._store import SOMEBODY, Life, Outcome, Store, StoredCall, StoreE
 __all__ = ["SQLiteExecutor"]
 
 POLL = 0.01  # seconds between two looks at the file while calls of this program are pending
+# Where the interpreter imports from anyway.
+OWN = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 CARE = 0.25  # seconds between two looks whether a worker lives
 
 
@@ -278,7 +280,10 @@ class Desk:
         try:
             # The lock goes with the descriptor to the new process, which drops it once it can
             # be seen. Whoever comes until then, be it one of a hundred programs, leaves it.
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return
             if not self.life.taken(SOMEBODY):
                 program = command("detached", self.path, **self.options or {})
                 # The shell ends at once and leaves its child to the system, so that it never
@@ -293,8 +298,6 @@ class Desk:
                     start_new_session=True,
                     check=False,
                 )
-        except BlockingIOError:
-            pass
         finally:
             os.close(log)
 
@@ -378,7 +381,8 @@ class Desk:
         if call is None:
             return
         if outcome.state == "cancelled":
-            call._retract()
+            if call._retract():
+                here.cancelled += 1
             return
         result: Any = None
         error: BaseException | None = None
@@ -446,13 +450,12 @@ def place() -> str:
 @functools.lru_cache(maxsize=16)
 def _place(folder: str, path: tuple[str, ...]) -> str:
     # Without those of the interpreter itself, which a worker has of its own.
-    own = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     entries = [os.path.join(folder, entry) if entry else folder for entry in path]
     kept = [
         entry
         for entry in dict.fromkeys(entries)
-        if entry not in own
-        and os.path.dirname(entry) not in own  # lib-dynload
+        if entry not in OWN
+        and os.path.dirname(entry) not in OWN  # lib-dynload
         and not os.path.basename(entry).startswith("python3")  # the standard library as a zip
     ]
     return json.dumps({"cwd": folder, "path": kept})
