@@ -15,6 +15,9 @@ A call returns a `Future` at once; a worker thread runs the calls one at a time,
 in which they were made. `flush()` waits for all of them, and so does the program's end. A
 failure reaches you once: through its future if you keep it, else through the logger
 `background`, with the place of the call. `flush(check=True)` raises all that nobody saw.
+
+Arguments are passed, not copied: over a function that draws what the program changes in place,
+write `@background(snapshot=True)`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -25,6 +28,7 @@ from background._errors import BackgroundError, FlushTimeout, WorkerDied
 from background._executors.inline import InlineExecutor
 from background._executors.threads import ThreadExecutor
 from background._runtime import configure, flush, stats
+from background._snapshot import snapshot
 
 if TYPE_CHECKING:
     from background._executors.sqlite import SQLiteExecutor
@@ -40,6 +44,7 @@ __all__ = [
     "background",
     "configure",
     "flush",
+    "snapshot",
     "stats",
 ]
 

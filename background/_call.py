@@ -15,21 +15,21 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextvars
+import gc
 import logging
 import os
 import sys
 import threading
 import traceback
-import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, InvalidStateError
 from contextlib import suppress
 from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
-from time import monotonic
-from types import CodeType, FrameType
+from time import monotonic, thread_time
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any, ParamSpec, TypeVar
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Executor",
     "Future",
     "Thread",
+    "bury",
     "describe",
     "drains",
     "failures",
@@ -50,6 +51,7 @@ __all__ = [
     "this_thread",
     "threads",
     "waiting",
+    "watchers",
 ]
 
 P = ParamSpec("P")
@@ -110,10 +112,12 @@ class Thread:
         "blocked",
         "call",
         "cancelled",
+        "cpu",
         "dropped",
         "failed",
         "ident",
         "looked",
+        "marked",
         "queue",
         "ran",
         "running",
@@ -135,6 +139,11 @@ class Thread:
         self.running = self.succeeded = self.failed = self.cancelled = self.dropped = 0
         self.looked = 0  # failures that somebody looked at, since the last clearing
         self.waited = self.ran = self.blocked = 0.0  # seconds
+        self.cpu = self.marked = 0.0  # the thread's processor time at a moment, and that moment
+
+    def mark(self, now: float) -> None:
+        """Note how long this thread has computed so far; it is the running one."""
+        self.cpu, self.marked = thread_time(), now
 
 
 # The ledger: every call that is not done, in the order in which they were made.
@@ -147,6 +156,8 @@ waiting: dict[Call[Any], tuple[Any, ...]] = {}
 # same ident, so there are never more than there were threads at once.
 threads: dict[int, Thread] = {}
 drains: list[Drain] = []
+# One at most, while `configure(debug=True)` holds: it sees each call before anyone knows it.
+watchers: list[Callable[[Call[Any], tuple[Any, ...]], None]] = []
 
 _FILE = Thread.__init__.__code__.co_filename
 _FOLDER = os.path.dirname(_FILE)
@@ -284,7 +295,7 @@ class Call(Future[T]):
             trace = trace.tb_next
         BaseException.with_traceback(error, trace)  # past any __setattr__ that forbids it
         self._error = error
-        self._function = Unseen(error, name)
+        self._function = Guard(Unseen(error, name))
         this_thread().failed += 1
 
     def _settle(self, here: Thread, state: str) -> threading.Condition | None:
@@ -300,8 +311,11 @@ class Call(Future[T]):
         """
         now = monotonic()
         if self._state is RUNNING:
-            here.ran += now - self._since
+            ran = now - self._since
+            here.ran += ran
             here.running -= 1
+            if ran > LONG and here.queue is not None and self._error is None:
+                computing.add(self, here, now, ran)
         elif self._state is PENDING:
             here.waited += now - self._since
         self._state = ENDING  # (1)
@@ -317,8 +331,11 @@ class Call(Future[T]):
         # It leaves the ledger after its callbacks: `flush` waits for them, too.
         here.settling = self._born
         pending.pop(self, None)
-        for drain in drains:
-            drain.left.discard(self)
+        # Over a copy: a flush that ends just now takes its drain out, and the loop over the
+        # list itself would then pass over the next one, which would wait for this call for ever.
+        for drain in drains and drains.copy():
+            if drain.watched is self:
+                drain.watched = None
         return condition
 
     def _publish(self, condition: threading.Condition, state: str) -> None:
@@ -515,10 +532,10 @@ class Call(Future[T]):
 
     def _look(self) -> None:
         """Note that somebody has seen the failure."""
-        unseen = self._function
-        if type(unseen) is Unseen:
-            unseen.look()
-            self._function = unseen.name
+        guard = self._function
+        if type(guard) is Guard:
+            guard.unseen.look()
+            self._function = guard.unseen.name
 
 
 def let_go(here: Thread, condition: threading.Condition | None) -> None:
@@ -527,8 +544,8 @@ def let_go(here: Thread, condition: threading.Condition | None) -> None:
     if condition is not None:
         with condition:
             condition.notify_all()
-    for drain in drains:
-        if not drain.left and drain.bell.empty():
+    for drain in drains and drains.copy():  # a copy: as in `_settle`
+        if drain.watched is None and drain.bell.empty():
             drain.bell.put(None)
 
 
@@ -567,6 +584,8 @@ def put(
     call = Call(executor, function, kwargs, frame)
     if executor._packs:
         args = executor._pack(call, args)
+    elif watchers:
+        watchers[0](call, args)
     # Ctrl-C can strike between any two lines. Before the try nothing is written, inside it
     # everything is taken back: a call is made whole or not at all.
     try:
@@ -652,18 +671,23 @@ class Executor(concurrent.futures.Executor):
 def describe(call: Call[Any]) -> str:
     """Return `plot(…), called at train.py:42 in main`."""
     function = call._function
-    name = function.name if type(function) is Unseen else function
+    name = function.unseen.name if type(function) is Guard else function
     if name is None:
         return f"the call at {place(call)}"
     if isinstance(name, str):
         return name
-    inner = name
-    while isinstance(inner, partial):
-        inner = inner.func
+    inner = innermost(name)
     title = type(inner).__qualname__
     with suppress(Exception):  # a callable may answer for its attributes by code of its own
-        title = str(inner.__qualname__)
+        title = str(getattr(inner, "__qualname__", title))
     return f"{title.rpartition('<locals>.')[2]}(…), called at {place(call)}"
+
+
+def innermost(function: object) -> object:
+    """Return what a `functools.partial` and its like call in the end."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
 
 
 def place(call: Call[Any]) -> str:
@@ -675,12 +699,17 @@ def place(call: Call[Any]) -> str:
 
 
 class Drain:
-    """A wait for every call made before a moment, and for those that they make."""
+    """A wait for every call made before a moment, and for those that they make.
+
+    It watches one call in the middle of those that are left, and looks again when that is
+    done. So it wakes up about as often as their number can be halved, in whatever order they
+    end, and of all others a worker needs to know nothing.
+    """
 
     def __init__(self, before: float, *, at_exit: bool = False) -> None:
         self.before = before
         self.at_exit = at_exit  # then not for calls that go on without this program
-        self.left: set[Call[Any]] = set()
+        self.watched: Call[Any] | None = None
         self.bell: SimpleQueue[None] = SimpleQueue()
 
     def __enter__(self) -> Drain:
@@ -695,35 +724,41 @@ class Drain:
     def wait(self, seconds: float | None = None) -> bool:
         """Return True once all is done, False if that takes longer than `seconds`."""
         deadline = None if seconds is None else monotonic() + seconds
-        while True:
-            if not self.left and not self._look():
-                return True
+        while self._look():
             left = None if deadline is None else max(deadline - monotonic(), 0)
             try:
                 self.bell.get(timeout=left)
             except Empty:
                 return False
+        return True
 
     def _look(self) -> bool:
-        """Look through the ledger; return whether something is left."""
-        self.left = {
-            call
-            for call in list(pending)
-            if call._born <= self.before and not (self.at_exit and call._executor._outlives)
-        }
-        # A worker takes its call off the ledger first and out of `left` second: what was
-        # done while we looked is either missing there now or taken out of here by it.
-        for call in list(self.left):
-            if call not in pending:
-                self.left.discard(call)
-        return bool(self.left) or any(
+        """Look through the ledger; return whether something is left.
+
+        A worker takes its call off the ledger first and looks second whether it is watched;
+        here it is the other way round, so that one of both sees the other. A call that is off
+        the ledger and not yet let go of is `settling`, and who lets go of it rings.
+        """
+        while calls := self._left():
+            self.watched = calls[len(calls) // 2]
+            if self.watched in pending:
+                return True
+        self.watched = None
+        return any(
             thread.settling is not None and thread.settling <= self.before
             for thread in list(threads.values())
         )
 
-    def calls(self) -> Iterator[Call[Any]]:
-        """Yield what is left, the running calls first, each group the oldest first."""
-        yield from sorted(self.left.copy(), key=lambda call: (call._owner is None, call._since))
+    def _left(self) -> list[Call[Any]]:
+        return [
+            call
+            for call in list(pending)
+            if call._born <= self.before and not (self.at_exit and call._executor._outlives)
+        ]
+
+    def calls(self) -> list[Call[Any]]:
+        """Return what is left, the running calls first, each group the oldest first."""
+        return sorted(self._left(), key=lambda call: (call._owner is None, call._since))
 
 
 def start_afresh() -> None:
@@ -741,7 +776,55 @@ def start_afresh() -> None:
     threads.clear()
     drains.clear()
     failures.clear()
+    for each in list(unseen):  # the parent tells them
+        each.told.clear()
+    unseen.clear()
 
+
+# -- Calls that compute --------------------------------------------------------------------
+
+
+class Computing:
+    """How long the functions that worker threads run have run, and computed meanwhile (T1).
+
+    Only calls of more than a millisecond are measured, so that short ones cost nothing more.
+    A thread's processor time is read at the end of such a call and when the thread wakes up;
+    what lies between two readings besides the call is counted as computed by others, so that
+    a function that waits is never blamed for their work.
+    """
+
+    def __init__(self) -> None:
+        # By code, not by function: a closure that is made again and again is one entry.
+        self.totals: dict[object, tuple[int, float, float]] = {}
+        self.said: dict[object, object] = {}
+
+    def add(self, call: Call[Any], here: Thread, now: float, ran: float) -> None:
+        """Count a call that ran for `ran` seconds until `now`; say so once if it computes."""
+        before, others = here.cpu, now - here.marked - ran
+        here.mark(now)
+        computed = min(max(here.cpu - before - others, 0.0), ran)
+        function = innermost(call._function)
+        is_code = isinstance(function, FunctionType | MethodType)  # others may raise when asked
+        key: object = getattr(function, "__code__", None) if is_code else type(function)
+        calls, total, cpu = self.totals.get(key, (0, 0.0, 0.0))
+        calls, total, cpu = calls + 1, total + ran, cpu + computed
+        self.totals[key] = calls, total, cpu
+        mine = object()
+        if total > 1.0 and cpu > 0.5 * total and self.said.setdefault(key, mine) is mine:
+            logger.warning(
+                "%s computed for %.0f %% of the %.1f s that %d calls took: %.1f s in which a "
+                "thread keeps the program from running; a process doesn't: "
+                "@background(executor=ProcessExecutor())",
+                describe(call),
+                100 * cpu / total,
+                total,
+                calls,
+                cpu,
+            )
+
+
+LONG = 0.001  # seconds
+computing = Computing()
 
 # -- Failures that nobody has looked at ---------------------------------------------------
 
@@ -789,17 +872,12 @@ class Failures:
 
 
 failures = Failures()
-_unseen: dict[int, weakref.ref[Unseen]] = {}
 
 
 class Unseen:
-    """Lives as long as a failed future at which nobody has looked, and logs it if it dies so.
+    """A failure at which nobody has looked; it refers to no future, which makes no cycle."""
 
-    Not `Future.__del__`: that would cost every call that succeeds. It doesn't refer to the
-    future, so that future, exception and traceback make no cycle.
-    """
-
-    __slots__ = ("__weakref__", "error", "key", "name", "round", "told")
+    __slots__ = ("error", "key", "name", "round", "told")
 
     def __init__(self, error: BaseException, name: str) -> None:
         self.error = error
@@ -807,9 +885,9 @@ class Unseen:
         self.round = failures.round
         self.told = [False]  # whoever pops it tells the failure, by log or by look, once
         self.key = object() if len(failures.errors) < failures.KEPT else None
-        _unseen[id(self)] = weakref.ref(self)
         if self.key is not None:
             failures.errors[self.key] = error
+        unseen[self] = None
 
     def look(self) -> None:
         """Note that somebody has seen the failure."""
@@ -823,7 +901,7 @@ class Unseen:
             self.told.pop()
         except IndexError:
             return False
-        _unseen.pop(id(self), None)
+        unseen.pop(self, None)
         if self.key is not None:
             return self.key in failures.errors
         return self.round == failures.round
@@ -841,8 +919,36 @@ class Unseen:
         if self.key is not None:
             clear_frames(error)  # it stays for `flush(check=True)`; what its frames hold needn't
 
+
+unseen: dict[Unseen, None] = {}
+
+
+class Guard:
+    """Dies with the future of a failure, and then has it logged.
+
+    Not `Future.__del__`: that would cost every call that succeeds.
+    """
+
+    __slots__ = ("unseen",)
+
+    def __init__(self, unseen: Unseen) -> None:
+        self.unseen = unseen
+
     def __del__(self) -> None:
-        self.log()
+        self.unseen.log()
+
+
+def bury() -> None:
+    """Have the failures logged whose futures are gone.
+
+    With the GIL they have been, when the future went. Without it, an object that another
+    thread lets go of dies only when the thread that made it comes to know, and a worker that
+    sleeps doesn't. The collector tells all threads: first that the call is dead, then its
+    guard, which the worker made.
+    """
+    if unseen and not getattr(sys, "_is_gil_enabled", lambda: True)():
+        gc.collect()
+        gc.collect()
 
 
 def clear_frames(error: BaseException) -> None:
@@ -863,7 +969,5 @@ def clear_frames(error: BaseException) -> None:
 
 def log_unseen() -> None:
     """Log what nobody has looked at: the program ends, and nobody will."""
-    for reference in list(_unseen.values()):
-        unseen = reference()
-        if unseen is not None:
-            unseen.log()
+    for each in list(unseen):
+        each.log()

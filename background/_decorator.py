@@ -6,12 +6,14 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 import wrapt
 
 from background._call import Executor, Future, put
 from background._runtime import check_executor, settings
+from background._snapshot import copy_arguments
 
 __all__ = ["background"]
 
@@ -44,6 +46,14 @@ class BoundBackgroundFunction(_BoundWrapper):
         return put(executor, self.__wrapped__, args, kwargs or None, _getframe(1))
 
 
+class BoundSnapshotFunction(BoundBackgroundFunction):
+    """A decorated method with `snapshot=True`; the instance itself is passed as it is."""
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        executor = self._self_parent._self_executor or settings.executor
+        return put_copied(executor, self.__wrapped__, args, kwargs or None, _getframe(1))
+
+
 class BackgroundFunction(_Wrapper):
     """A decorated function; each is the one instance of a subclass with a `__call__` of its own."""
 
@@ -57,17 +67,34 @@ class BackgroundFunction(_Wrapper):
         return self.__reduce__()
 
 
-def wrap(function: Any, executor: Executor | None) -> BackgroundFunction:
+def put_copied(
+    executor: Executor,
+    function: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    frame: FrameType,
+) -> Future[Any]:
+    """Make a call that works on the values as they are now (C4)."""
+    if not executor._packs:  # it pickles them now
+        function, args, kwargs = copy_arguments(function, args, kwargs)
+    return put(executor, function, args, kwargs, frame)
+
+
+def wrap(function: Any, executor: Executor | None, snapshot: bool) -> BackgroundFunction:
     """Wrap a function so that a call costs as little as it can.
 
     A `__call__` that knows the function and its executor as free variables: to read an
     attribute of a wrapt proxy takes 150 ns, and `wrapt.decorator` another 700 a call.
     """
+    enter = put_copied if snapshot else put
 
     def call(self: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        return put(executor or settings.executor, function, args, kwargs or None, _getframe(1))
+        return enter(executor or settings.executor, function, args, kwargs or None, _getframe(1))
 
-    kind = type("BackgroundFunction", (BackgroundFunction,), {"__call__": call})
+    members: dict[str, Any] = {"__call__": call}
+    if snapshot:
+        members["__bound_function_wrapper__"] = BoundSnapshotFunction
+    kind = type("BackgroundFunction", (BackgroundFunction,), members)
     wrapper: BackgroundFunction = kind(function, _unused)
     wrapper._self_executor = executor
     return wrapper
@@ -80,25 +107,31 @@ def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
 
 @overload
 def background(
-    function: classmethod[T, P, R], /, *, executor: Executor | None = None
+    function: classmethod[T, P, R], /, *, executor: Executor | None = None, snapshot: bool = False
 ) -> classmethod[T, P, Future[R]]: ...
 @overload
 def background(
-    function: staticmethod[P, R], /, *, executor: Executor | None = None
+    function: staticmethod[P, R], /, *, executor: Executor | None = None, snapshot: bool = False
 ) -> staticmethod[P, Future[R]]: ...
 @overload
 def background(
-    function: Callable[P, R], /, *, executor: Executor | None = None
+    function: Callable[P, R], /, *, executor: Executor | None = None, snapshot: bool = False
 ) -> Callable[P, Future[R]]: ...
 @overload
-def background(*, executor: Executor | None = None) -> Decorator: ...
-def background(function: Any = None, /, *, executor: Executor | None = None) -> Any:
+def background(*, executor: Executor | None = None, snapshot: bool = False) -> Decorator: ...
+def background(
+    function: Any = None, /, *, executor: Executor | None = None, snapshot: bool = False
+) -> Any:
     """Make the calls of a function run in the background and return futures at once.
 
     Args:
         function: a function, lambda, method, class or static method (either order),
             `functools.partial`, callable instance or builtin.
         executor: what runs the calls; by default that of `configure`, one worker thread.
+        snapshot: whether a call works on its arguments as they are when it is made: they are
+            copied by `background.snapshot`, together, so that what they share is shared by the
+            copies. A method's instance is passed as it is. If a copy fails, the call fails. An
+            executor that pickles does so at the call and needs no copies.
 
     Returns:
         The function with its name, signature and documentation, whose calls return a
@@ -117,10 +150,12 @@ def background(function: Any = None, /, *, executor: Executor | None = None) -> 
     """
     if executor is not None:
         executor = check_executor(executor)
+    if not isinstance(snapshot, bool):
+        raise TypeError(f"snapshot must be True or False, not {snapshot!r}")
 
     def decorate(function: Any) -> Any:
         check_function(function)
-        return wrap(function, executor)
+        return wrap(function, executor, snapshot)
 
     return decorate if function is None else decorate(function)
 

@@ -17,6 +17,7 @@ from background._call import (
     Call,
     Drain,
     Executor,
+    bury,
     describe,
     failures,
     log_unseen,
@@ -25,7 +26,9 @@ from background._call import (
     start_afresh,
     threads,
     waiting,
+    watchers,
 )
+from background._debug import watch
 from background._errors import BackgroundError, FlushTimeout
 from background._executors.threads import ThreadExecutor
 from background._workers import end_workers, forget_workers
@@ -44,6 +47,7 @@ class Settings:
     def __init__(self) -> None:
         self.executor: Executor = ThreadExecutor()
         self.exit_timeout: float | None = None
+        self.debug = False
 
 
 settings = Settings()
@@ -64,6 +68,9 @@ class configure:
         executor: what runs the calls of functions that name no executor of their own.
         exit_timeout: how long the program's exit may wait for calls, in seconds; None, the
             default, for as long as it takes. What is not done by then is dropped, and said.
+        debug: whether to look for arguments that change between a call and its start: a
+            warning names the call and the argument, once for each function and argument. It
+            reads all arguments twice; False, the default, costs nothing.
 
     What is not given stays as it is. Calls that were made before stay where they are.
 
@@ -76,7 +83,11 @@ class configure:
     _KEEP: Any = object()
 
     def __init__(
-        self, *, executor: concurrent.futures.Executor = _KEEP, exit_timeout: float | None = _KEEP
+        self,
+        *,
+        executor: concurrent.futures.Executor = _KEEP,
+        exit_timeout: float | None = _KEEP,
+        debug: bool = _KEEP,
     ) -> None:
         if executor is not self._KEEP:
             executor = check_executor(executor)
@@ -85,9 +96,12 @@ class configure:
                 raise TypeError(f"exit_timeout must be seconds or None, not {exit_timeout!r}")
             if not exit_timeout >= 0:
                 raise ValueError(f"exit_timeout must be at least 0 seconds, not {exit_timeout!r}")
+        if debug is not self._KEEP and not isinstance(debug, bool):
+            raise TypeError(f"debug must be True or False, not {debug!r}")
         self._before = vars(settings).copy()
-        given = {"executor": executor, "exit_timeout": exit_timeout}
+        given = {"executor": executor, "exit_timeout": exit_timeout, "debug": debug}
         vars(settings).update((k, v) for k, v in given.items() if v is not self._KEEP)
+        watchers[:] = [watch] if settings.debug else []
 
     def __enter__(self) -> None:
         """Do nothing: the settings hold since the call."""
@@ -99,6 +113,7 @@ class configure:
         trace: TracebackType | None,
     ) -> None:
         vars(settings).update(self._before)
+        watchers[:] = [watch] if settings.debug else []
 
 
 def flush(timeout: float | None = None, *, check: bool = False) -> None:
@@ -132,7 +147,7 @@ def flush(timeout: float | None = None, *, check: bool = False) -> None:
     with Drain(before) as drain:
         deadline = None if timeout is None else before + timeout
         if not wait_and_tell(drain, deadline, "flush()"):
-            calls = list(drain.calls())
+            calls = drain.calls()
             names = tuple(describe(call) for call in calls[:10])
             raise FlushTimeout(
                 f"{len(calls)} calls are not done after {timeout} s: {', '.join(names[:3])}"
@@ -140,6 +155,7 @@ def flush(timeout: float | None = None, *, check: bool = False) -> None:
                 len(calls),
                 names,
             )
+    bury()
     if check:
         errors, count = failures.take()
         if errors:
@@ -188,7 +204,7 @@ def wait_and_tell(drain: Drain, deadline: float | None, who: str) -> bool:
 
 def tell(drain: Drain, who: str, seconds: float) -> None:
     """Log which call holds a wait up and where it stands now (T2)."""
-    calls = list(drain.calls())
+    calls = drain.calls()
     if calls:
         first = calls[0]
         logger.warning(
@@ -302,7 +318,7 @@ def drain_or_tell(drain: Drain) -> bool:
     if drain.wait(1.0 if timeout is None else min(1.0, timeout)):
         return True
     if timeout is None or timeout > 1.0:
-        count = sum(1 for _ in drain.calls())
+        count = len(drain.calls())
         logger.warning(
             "the program's end waits for %d background call%s; Ctrl-C drops them",
             count,

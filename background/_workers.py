@@ -9,6 +9,7 @@ import weakref
 from collections import deque
 from contextlib import suppress
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any
 
 from background._call import (
@@ -83,6 +84,7 @@ class Worker:
         """Run calls until the queue is closed and empty."""
         here = self.thread = this_thread()
         here.queue = queue = self.queue
+        here.mark(monotonic())
         calls, bell = queue.calls, queue.bell
         while True:
             try:
@@ -93,6 +95,7 @@ class Worker:
                     break
                 self.idle = True
                 bell.get()
+                here.mark(monotonic())
                 self.idle = False
                 continue
             if len(queue.workers) > 1 and calls and bell.empty():
@@ -124,7 +127,7 @@ class WorkerExecutor(Executor):
             raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
         self._name = name
         self._queue = Queue(max_workers)
-        _executors.add(self)
+        _executors[id(self)] = self
 
     def _accept(self, call: Call[Any]) -> None:
         queue = self._queue
@@ -218,15 +221,20 @@ class WorkerExecutor(Executor):
         return f"{type(self).__name__}(max_workers={len(self._queue.workers)})"
 
 
-_executors: weakref.WeakSet[WorkerExecutor] = weakref.WeakSet()
+_executors: weakref.WeakValueDictionary[int, WorkerExecutor] = weakref.WeakValueDictionary()
 _ended = False  # the program's end has waited for all calls: later ones run in their caller
+
+
+def _all() -> list[WorkerExecutor]:
+    # By `valuerefs`, which is one step: another thread may make an executor meanwhile.
+    return [executor for ref in _executors.valuerefs() if (executor := ref()) is not None]
 
 
 def end_workers() -> None:
     """Leave the workers what they have and give every executor a queue without workers."""
     global _ended
     _ended = True
-    for executor in list(_executors):
+    for executor in _all():
         queue = Queue(len(executor._queue.workers))
         queue.closed = executor._queue.closed
         executor._queue = queue
@@ -234,7 +242,7 @@ def end_workers() -> None:
 
 def forget_workers() -> None:
     """Give every executor a new queue in the child of a fork, where its workers are gone."""
-    for executor in list(_executors):
+    for executor in _all():
         before = executor._queue
         executor._queue = Queue(len(before.workers))
         executor._queue.closed = before.closed

@@ -85,6 +85,22 @@ def import_cost(env: dict[str, str], rounds: int) -> list[float]:
     return [float(out.stdout) for out in outs[1:]]  # the first one compiled
 
 
+def snapshots(env: dict[str, str], rounds: int) -> list[str]:
+    """Return the section on copies as Markdown."""
+    command = [sys.executable, str(HERE / "snapshots.py"), str(rounds)]
+    out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=True)
+    lines = ["", "### A copy of the arguments, in µs", ""]
+    lines += ["| | snapshot | copy.deepcopy | array.copy | ratio |", "|---" * 5 + "|"]
+    for case, ways in json.loads(out.stdout).items():
+        ratio = statistics.median(ways["snapshot"]) / statistics.median(ways["copy.deepcopy"])
+        cells = [
+            show(ways[way]) if way in ways else ""
+            for way in ("snapshot", "copy.deepcopy", "array.copy")
+        ]
+        lines.append(f"| {case} | {' | '.join(cells)} | {ratio:.2f} |")
+    return [*lines, "", "The ratio is to copy.deepcopy (reach: at most 1)."]
+
+
 def show(figures: list[float]) -> str:
     """Return the median and the spread."""
     digits = 0 if statistics.median(figures) >= 100 else 2
@@ -96,7 +112,7 @@ def main() -> None:
     """Measure, print the tables, write RESULTS.md and results.png."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
-    parser.add_argument("--only", choices=MEASURES, help="this measure alone")
+    parser.add_argument("--only", choices=[*MEASURES, "snapshot"], help="this measure alone")
     parser.add_argument("--output", type=Path, default=HERE, help="the folder of the results")
     options = parser.parse_args()
     rounds = 1 if options.quick else 7
@@ -124,9 +140,10 @@ def main() -> None:
                         count //= 10
                     for key, value in (run(python, name, measure, count, env) or {}).items():
                         table.setdefault(name, {}).setdefault(key, []).append(value)
+        copies = snapshots(ours, rounds) if options.only in (None, "snapshot") else []
         imports = import_cost(ours, 2 if options.quick else 20)
 
-    text = report(results, imports, rounds, installed)
+    text = report(results, copies, imports, rounds, installed)
     print(text)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "RESULTS.md"
@@ -144,7 +161,9 @@ def main() -> None:
         chart(results["burst"], options.output / "results.png")
 
 
-def report(results: Any, imports: list[float], rounds: int, installed: bool) -> str:
+def report(
+    results: Any, copies: list[str], imports: list[float], rounds: int, installed: bool
+) -> str:
     """Return the tables as Markdown."""
     lines = [
         f"## CPython {platform.python_version()}",
@@ -173,7 +192,7 @@ def report(results: Any, imports: list[float], rounds: int, installed: bool) -> 
                 ratio = statistics.median(table["ours"][key]) / statistics.median(table[rival][key])
                 what = TITLES.get(rival, "no plots")
                 lines.append(f"- {key}, @background against {what}: {ratio:.2f} (reach: {reach})")
-    lines += ["", f"Import beyond wrapt's: {show(imports)} ms (reach: at most 15)", ""]
+    lines += [*copies, "", f"Import beyond wrapt's: {show(imports)} ms (reach: at most 15)", ""]
     return "\n".join(lines)
 
 

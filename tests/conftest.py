@@ -1,15 +1,22 @@
 """What all tests share."""
 
+import gc
 import logging
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 
+import hypothesis
 import pytest
 
 import background
 from background import InlineExecutor, ThreadExecutor
 from background._call import failures
+
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Every executor keeps the contract: a new one joins by one line.
 EXECUTORS: dict[str, Callable[[], Executor]] = {
@@ -32,6 +39,19 @@ def nothing_left() -> Iterator[None]:
     failures.take()
     yield
     background.flush(30)
+
+
+GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+def let_die() -> None:
+    """Without the GIL, have objects die that another thread let go of than the one that made them.
+
+    There the interpreter puts that off until the maker comes to know, or until a collection.
+    """
+    for _ in range(0 if GIL else 5):  # a collection that another one forestalls does nothing
+        gc.collect()
+        time.sleep(0.001)
 
 
 class Held:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor
 
 import pytest
-from conftest import Held
+from conftest import Held, let_die
 
 from background import ThreadExecutor, background, flush
 
@@ -119,6 +119,7 @@ def test_arguments_and_results_are_freed_at_once(executor: Executor) -> None:
     by_name = executor.submit(lambda x: None, x=big)
     del big
     flush()
+    let_die()
     assert alive() is None
     assert kept.done()
     assert by_name.done()
@@ -127,6 +128,7 @@ def test_arguments_and_results_are_freed_at_once(executor: Executor) -> None:
     alive = weakref.ref(future.result())
     flush()
     del future
+    let_die()
     assert alive() is None
 
 
@@ -142,6 +144,7 @@ def test_a_failure_makes_no_cycle(executor: Executor) -> None:
         future.result()
     assert alive() is not None  # for a debugger
     del future
+    let_die()
     assert alive() is None
 
     logging.getLogger("background").disabled = True
@@ -151,6 +154,7 @@ def test_a_failure_makes_no_cycle(executor: Executor) -> None:
     del big
     flush()
     logging.getLogger("background").disabled = False
+    let_die()
     assert alive() is None
 
 
@@ -162,6 +166,7 @@ def test_a_cancelled_call_holds_nothing(held: Held) -> None:
     future = held.executor.submit(fail, big)
     del big
     assert future.cancel()
+    let_die()
     assert alive() is None
     assert not held.executor._queue.calls  # type: ignore[attr-defined]
 

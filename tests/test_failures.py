@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 
 import pytest
-from conftest import Held, Log
+from conftest import GIL, Held, Log, let_die
 
 from background import BackgroundError, InlineExecutor, ThreadExecutor, background, flush
 
@@ -27,6 +27,7 @@ def test_a_dropped_failure_is_logged_once(executor: Executor, log: Log) -> None:
     for i in range(1, 200):
         executor.submit(fail)
         flush()
+        let_die()
         assert len(log.errors) == i
     record = next(r for r in log.records if r.levelname == "ERROR")
     assert re.fullmatch(
@@ -40,6 +41,7 @@ def test_a_dropped_failure_is_logged_once(executor: Executor, log: Log) -> None:
     assert record.exc_info[2].tb_frame.f_code is fail.__code__  # none of our own frames
 
 
+@pytest.mark.skipif(not GIL, reason="a future dies later, and nothing says when")
 def test_flush_waits_for_the_log() -> None:
     """E1: a dropped failure has been logged when flush returns: the worker lets go first."""
     entered, gate = threading.Event(), threading.Event()
@@ -84,6 +86,7 @@ def test_a_kept_failure_is_logged_when_it_is_dropped(log: Log) -> None:
     flush()
     assert log.errors == []
     del future
+    let_die()
     assert len(log.errors) == 1
 
 
@@ -138,6 +141,7 @@ def test_check_raises_what_nobody_looked_at(executor: Executor, log: Log) -> Non
     assert sorted(str(error) for error in caught.value.exceptions) == ["dropped", "kept"]
     assert caught.value.count == 2
     del kept
+    let_die()
     assert len(log.errors) == 1  # the dropped one alone
     flush(check=True)
 
@@ -226,7 +230,8 @@ def test_calls_from_our_own_log(inline: bool) -> None:
     logging.getLogger("background").addHandler(handler)
     try:
         background(fail)()
-        flush(20)
+        for _ in range(5):  # the log may come from the flush itself, and its call after that
+            flush(20)
     finally:
         logging.getLogger("background").removeHandler(handler)
     assert len(made) == 5

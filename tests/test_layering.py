@@ -6,20 +6,8 @@ from pathlib import Path
 import background
 
 ROOT = Path(background.__file__).parent
-LAYERS = [
-    "_pickling",
-    "_store",
-    "_durable_worker",
-    "_errors",
-    "_call",
-    "_workers",
-    "_executors",
-    "_runtime",
-    "_decorator",
-    "",
-    "_demo",
-    "_durable_commands",
-]
+LAYERS = ["_pickling", "_store", "_durable_worker", "_errors", "_snapshot", "_call", "_debug"]
+LAYERS += ["_workers", "_executors", "_runtime", "_decorator", "", "_demo", "_durable_commands"]
 LAYERS += ["__main__"]
 
 

@@ -3,7 +3,7 @@
 import threading
 
 import pytest
-from conftest import Log
+from conftest import Log, let_die
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -106,6 +106,7 @@ class Machine(RuleBasedStateMachine):
             flush(30, check=check)
         assert sorted(self.ran) == sorted(self.expected)
         assert [i for i in self.ran if i > 0] == [i for i in self.expected if i > 0]
+        let_die()
         assert len(self.log.errors) == self.logged
         self.close()
 
@@ -151,6 +152,7 @@ class Machine(RuleBasedStateMachine):
             self.logged += 1
         if model.state != "waiting":
             self.models.remove(model)
+        let_die()
         assert len(self.log.errors) == self.logged
 
     @rule(model=calls)

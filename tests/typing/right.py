@@ -1,10 +1,20 @@
 """Uses that type-check."""
 
+import copy
 import functools
 from collections.abc import Callable
-from typing import TypeVar, assert_type
+from typing import Any, Generic, TypeVar, assert_type, overload
 
-from background import Future, InlineExecutor, ThreadExecutor, background, configure, flush, stats
+from background import (
+    Future,
+    InlineExecutor,
+    ThreadExecutor,
+    background,
+    configure,
+    flush,
+    snapshot,
+    stats,
+)
 
 T = TypeVar("T")
 
@@ -25,6 +35,22 @@ in_threads = background(executor=ThreadExecutor(max_workers=2))
 @in_threads
 def reused(x: float) -> float:
     return x
+
+
+@background(snapshot=True)
+def copied(x: list[int]) -> int:
+    return len(x)
+
+
+class Curve:
+    points: list[int]
+
+
+@snapshot.register(Curve)
+def copy_curve(curve: Curve, memo: dict[int, object]) -> Curve:
+    made = Curve()
+    made.points = snapshot(curve.points, memo)
+    return made
 
 
 class Shape:
@@ -57,10 +83,38 @@ def same(value: T) -> T:
     return value
 
 
+class Box(Generic[T]):
+    def __init__(self, value: T) -> None:
+        self.value = value
+
+    @background
+    def get(self) -> T:
+        return self.value
+
+
+@background
+def first(values: list[T]) -> T:
+    return values[0]
+
+
+@overload
+def size(value: int) -> Future[int]: ...
+@overload
+def size(value: str) -> Future[str]: ...
+@background
+def size(value: int | str) -> Any:
+    return value
+
+
 assert_type(plot(1, title="a"), Future[str])
 assert_type(plot(1).result(), str)
 assert_type(bracketed(1), Future[int])
 assert_type(reused(1.0), Future[float])
+assert_type(copied([1]), Future[int])
+assert_type(background(len, snapshot=True)([1]), Future[int])
+assert_type(snapshot({"a": [1]}), dict[str, list[int]])
+assert_type(copy_curve(Curve(), {}), Curve)
+snapshot.register(Curve, copy.deepcopy)
 assert_type(Shape().method(1), Future[str])
 assert_type(Shape.inner_class(1), Future[str])
 assert_type(Shape.outer_class(1), Future[str])
@@ -69,10 +123,14 @@ assert_type(Shape.outer_static(1), Future[str])
 assert_type(background(functools.partial(pow, 2.0))(3.0).exception(), BaseException | None)
 assert_type(ThreadExecutor().submit(len, "four"), Future[int])
 assert_type(background(same)(1), Future[int])
+assert_type(Box(1).get(), Future[int])
+assert_type(first(["a"]), Future[str])
+assert_type(size(1), Future[int])
+assert_type(size("a"), Future[str])
 callback: Callable[[int], Future[int]] = bracketed
 flush()
 flush(1.5, check=True)
-with configure(executor=InlineExecutor(), exit_timeout=3):
+with configure(executor=InlineExecutor(), exit_timeout=3, debug=True):
     assert_type(stats().submitted, int)
 
 

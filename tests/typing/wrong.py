@@ -1,6 +1,6 @@
 """Uses that must not type-check: a checker that accepts one complains about its comment."""
 
-from background import ThreadExecutor, background, configure, flush
+from background import ThreadExecutor, background, configure, flush, snapshot
 
 
 @background
@@ -25,4 +25,8 @@ background(7)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue,
 background(workers=3)  # type: ignore[call-overload]  # pyright: ignore[reportCallIssue]
 background(executor=ThreadExecutor)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 configure(executor="thread")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+configure(debug="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+background(snapshot=1)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+text: str = snapshot([1])  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+snapshot.register(int, len)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 flush("soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
