@@ -26,6 +26,7 @@ from background._call import Future
 from background._decorator import background
 from background._errors import BackgroundError, FlushTimeout, WorkerDied
 from background._executors.inline import InlineExecutor
+from background._executors.process import ProcessExecutor
 from background._executors.threads import ThreadExecutor
 from background._runtime import configure, flush, stats
 from background._snapshot import snapshot
@@ -38,6 +39,7 @@ __all__ = [
     "FlushTimeout",
     "Future",
     "InlineExecutor",
+    "ProcessExecutor",
     "SQLiteExecutor",
     "ThreadExecutor",
     "WorkerDied",

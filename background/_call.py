@@ -44,6 +44,7 @@ __all__ = [
     "failures",
     "log_unseen",
     "logger",
+    "own_files",
     "pending",
     "put",
     "run_here",
@@ -161,6 +162,7 @@ watchers: list[Callable[[Call[Any], tuple[Any, ...]], None]] = []
 
 _FILE = Thread.__init__.__code__.co_filename
 _FOLDER = os.path.dirname(_FILE)
+own_files = {_FILE}  # whose frames a traceback needn't show before those of the call
 _get_ident = threading.get_ident
 _copy_context = contextvars.copy_context
 
@@ -291,7 +293,7 @@ class Call(Future[T]):
             if name not in getattr(error, "__notes__", ()):
                 BaseException.add_note(error, name)
         trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == _FILE:
+        while trace is not None and trace.tb_frame.f_code.co_filename in own_files:
             trace = trace.tb_next
         BaseException.with_traceback(error, trace)  # past any __setattr__ that forbids it
         self._error = error
@@ -667,6 +669,10 @@ class Executor(concurrent.futures.Executor):
         """Return the threads without which no waiting call starts."""
         return []
 
+    def _stands(self, owner: Thread) -> str | None:
+        """Say where the call that this thread sees to runs, if that is another process."""
+        return None
+
 
 def describe(call: Call[Any]) -> str:
     """Return `plot(…), called at train.py:42 in main`."""
@@ -714,7 +720,7 @@ class Drain:
 
     def __enter__(self) -> Drain:
         drains.append(self)
-        for executor in {call._executor for call in list(pending)}:
+        for executor in {call._executor for call in self._left()}:
             executor._wake()
         return self
 

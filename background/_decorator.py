@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # what we use of wrapt; not every version of it has types
     class _Wrapper:
         __wrapped__: Any
         __qualname__: str
+        __bound_function_wrapper__: Any
         _self_parent: Any
         _self_executor: Executor | None
 
@@ -65,6 +66,11 @@ class BackgroundFunction(_Wrapper):
 
     def __reduce_ex__(self, protocol: object) -> str:
         return self.__reduce__()
+
+    def _reduce_by_value(self) -> Any:
+        # For another process, which can't find the name.
+        copies = self.__bound_function_wrapper__ is BoundSnapshotFunction
+        return wrap, (self.__wrapped__, self._self_executor, copies)
 
 
 def put_copied(

@@ -11,6 +11,7 @@ import fcntl
 import json
 import math
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -20,14 +21,16 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from background._pickling import dumps, pack_error, unpack_call
+from background._pickling import pack_error, pack_result, unpack_call
 from background._store import SOMEBODY, Claim, Life, Store, StoreError, token
+from background._worker import run
 
 __all__ = ["Worker", "command", "log_of", "supervise", "worker_of"]
 
 # A worker's exit codes: it has ended, it wants a new process in its place, the file is of no
 # use. Unlikely ones, because the call may end the process by `os._exit`.
 ENDED, FRESH, TROUBLE = 190, 191, 192
+OWN = (__file__, run.__code__.co_filename)  # whose frames a traceback needn't show
 POLL = 0.01  # seconds between two looks of an idle worker: 0.03 % of a core
 LOOK = 0.1  # seconds between two looks for workers that were killed
 PRUNE = 600.0  # seconds between two looks for outcomes that nobody reads
@@ -278,7 +281,8 @@ class Worker:
         try:
             try:
                 os.chdir(self.place["cwd"])
-                function, args, kwargs = unpack_call(claim.pickle)
+                data, *buffers = pickle.loads(claim.pickle)
+                function, args, kwargs = unpack_call(data, buffers)
             except BaseException as error:
                 with contextlib.suppress(Exception):
                     error.add_note(
@@ -286,17 +290,12 @@ class Worker:
                         f"{self.place['cwd']} with {self.place['path']} to import from"
                     )
                 raise
-            result = function(*args, **kwargs)
-            try:
-                return dumps(result), None, None
-            except Exception as error:
-                raise TypeError(
-                    f"{claim.call} returned a {type(result).__qualname__}, which can't be "
-                    f"pickled ({type(error).__name__}: {error})"
-                ) from None
+            return pack_result(run(function, args, kwargs)), None, None
         except BaseException as error:
-            error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next
-            return failure(error)
+            trace = error.__traceback__
+            while trace is not None and trace.tb_frame.f_code.co_filename in OWN:
+                trace = trace.tb_next
+            return failure(BaseException.with_traceback(error, trace))
 
 
 def failure(error: BaseException) -> tuple[bytes, str, str]:

@@ -40,4 +40,12 @@ class FlushTimeout(TimeoutError):
 
 
 class WorkerDied(BrokenExecutor):
-    """The process that ran a call ended before the call did."""
+    """The process that ran a call ended before the call did.
+
+    Only the call that it ran fails; the next one gets a new worker. `exitcode` is what the
+    process ended with, -9 if the signal 9 killed it, or None if that is not known.
+    """
+
+    def __init__(self, message: str, exitcode: int | None = None) -> None:
+        super().__init__(message)
+        self.exitcode = exitcode

@@ -11,20 +11,34 @@ from __future__ import annotations
 import functools
 import importlib
 import io
+import marshal
+import operator
 import pickle
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from types import FunctionType, MethodType, ModuleType
-from typing import Any
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, cast
 
-__all__ = ["dragged", "dumps", "pack_call", "pack_error", "unpack_call", "unpack_error"]
+__all__ = [
+    "dragged",
+    "dumps",
+    "pack_call",
+    "pack_error",
+    "pack_result",
+    "unpack_call",
+    "unpack_error",
+]
 
 LARGE = 1 << 20  # bytes of a global that are worth a word
 SEPARATE = 1 << 16  # bytes from which a buffer is kept apart instead of being copied twice
 
 Take = Callable[[pickle.PickleBuffer], bool]
+
+
+kind_of: Callable[[Any], Any] = type  # to type checkers it is anything
 
 
 def pack_call(
@@ -38,21 +52,53 @@ def pack_call(
     Raises `pickle.PicklingError`, which names what can't be pickled and where it is.
     """
     what = refer(function)
+
+    def names() -> list[tuple[str, Any]]:
+        positional = [(f"args[{i}]", value) for i, value in enumerate(args)]
+        by_name = [(f"kwargs[{name!r}]", value) for name, value in (kwargs or {}).items()]
+        called: tuple[str, Any] = ("the function", what)
+        if kind_of(what) is tuple:
+            called = ("the object of the method", what[0])
+        return [called, *positional, *by_name]
+
+    if what is not function or not _by_value(function):
+        return _packed((what, args, kwargs), buffers, False, names)
+    packed = None if buffers is None else _remembered(function)
+    if buffers is None or packed is None:
+        return _packed((what, args, kwargs), buffers, True, names)
+    data = _packed((None, args, kwargs), buffers, False, names)
+    buffers.append(memoryview(packed))
+    return data
+
+
+def pack_result(result: object, buffers: list[memoryview] | None = None) -> bytes:
+    """Return a result as bytes, as `pack_call` does a call."""
+    return _packed(result, buffers, False, lambda: [("the result", result)])
+
+
+def _packed(
+    value: object,
+    buffers: list[memoryview] | None,
+    by_value: bool,
+    names: Callable[[], list[tuple[str, Any]]],
+) -> bytes:
     try:
-        return dumps((what, args, kwargs), buffers, what is function and _by_value(function))
+        return dumps(value, buffers, by_value)
     except KeyboardInterrupt:  # the user's, who waits for the pickling
         raise
     except BaseException as error:  # the hooks of users may raise anything
-        roots = [("the function", what), *((f"args[{i}]", arg) for i, arg in enumerate(args))]
-        roots += [(f"kwargs[{name!r}]", value) for name, value in (kwargs or {}).items()]
-        raise _refusal(error, roots) from None
+        refusal = _refusal(error, names())
+    raise refusal
 
 
 def unpack_call(
     data: bytes | bytearray, buffers: Iterable[Any] = ()
 ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
     """Return function, arguments and keyword arguments of a call."""
-    what, args, kwargs = pickle.loads(data, buffers=buffers)
+    rest = iter(buffers)
+    what, args, kwargs = pickle.loads(data, buffers=rest)
+    if what is None:
+        what = pickle.loads(next(rest))
     return find(what), args, kwargs or {}
 
 
@@ -85,18 +131,42 @@ def _thorough() -> Any:
     base: Any = pickle.Pickler
     with suppress(ImportError):
         base = importlib.import_module("cloudpickle").CloudPickler
+    by_value: Callable[[Any, Any], Any] = getattr(base, "reducer_override", _by_name)
 
     class Pickler(base):  # type: ignore[misc]
         def reducer_override(self, value: Any) -> Any:
-            if base is pickle.Pickler:
-                if _by_value(value):
-                    raise pickle.PicklingError(f"{value!r} can't be sent by name")
-                return NotImplemented
-            if (reduce := getattr(type(value), "_reduce_by_value", None)) is not None:
-                return reduce(value)  # a decorated function
-            return super().reducer_override(value)
+            if type(value) is CodeType:  # cloudpickle drops the name of the file
+                return marshal.loads, (marshal.dumps(value),)
+            if hasattr(kind_of(value), "_reduce_by_value") and _by_value(value):
+                return value._reduce_by_value()  # a decorated function
+            reduced = by_value(self, value)
+            if isinstance(value, type) and reduced is not NotImplemented and len(reduced) == 6:
+                if value not in _made:
+                    _native.add(value)
+                return *reduced[:2], (reduced[5], reduced[2]), None, None, _complete
+            return reduced
 
     return Pickler
+
+
+def _by_name(pickler: object, value: Any) -> Any:
+    if _by_value(value):
+        raise pickle.PicklingError(f"{value!r} can't be sent by name")
+    return NotImplemented
+
+
+# A class that goes by value is found again where it comes back to, and cloudpickle then gives
+# it the methods that came with it: a program's own class would get copies, which refer to
+# copies of the program's variables. So classes that were not made here by unpickling stay.
+_native: weakref.WeakSet[type] = weakref.WeakSet()
+_made: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+def _complete(made: type, state: tuple[Callable[[type, Any], object], Any]) -> type:
+    if made not in _native:
+        _made.add(made)
+        state[0](made, state[1])
+    return made
 
 
 # -- Functions by name --------------------------------------------------------------------
@@ -127,7 +197,7 @@ def refer(function: Any) -> Any:
 
 def find(what: Any) -> Any:
     """Return the function that `refer` referred to."""
-    if type(what) is not tuple:
+    if kind_of(what) is not tuple:
         return what
     owner, module, name, depth = what
     __import__(module)
@@ -150,13 +220,74 @@ def _by_value(value: Any) -> bool:
         value = value.__func__
     if type(value) is FunctionType:
         return refer(value) is value
-    named = isinstance(value, type) or hasattr(type(value), "_reduce_by_value")
-    return named and getattr(value, "__module__", None) == "__main__"
+    if not isinstance(value, type) and not hasattr(kind_of(value), "_reduce_by_value"):
+        return False
+    found: Any = None
+    with suppress(Exception):
+        found = _look_up(sys.modules[value.__module__], value.__qualname__)
+    return found is not value or value.__module__ == "__main__"
+
+
+_functions: weakref.WeakKeyDictionary[FunctionType, tuple[list[Any], int, bytes]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _remembered(function: Any) -> bytes | None:
+    """Return the pickle of a function sent by value, or None if what it holds may change.
+
+    It takes cloudpickle up to 100 µs, at every call, to find that nothing has changed.
+    """
+    leaves: list[Any] = []
+    if type(function) is not FunctionType or not _gather(function, leaves, set()):
+        return None
+    loaded = len(sys.modules)  # cloudpickle looks at which submodules there are
+    before, then, packed = _functions.get(function, ([], 0, b""))
+    same = len(before) == len(leaves) and all(map(operator.is_, before, leaves))
+    if not same or then != loaded:
+        try:
+            packed = dumps(function, None, True)
+        except Exception:
+            return None  # tried again with the call's arguments, which says what is wrong
+        _functions[function] = leaves, loaded, packed
+    return packed
+
+
+def _gather(function: Any, leaves: list[Any], seen: set[CodeType]) -> bool:
+    """Gather what the pickle of a function depends on; return False if some may change in place."""
+    code = function.__code__
+    if code in seen:
+        return True
+    seen.add(code)
+    leaves.append(code)
+    if function.__dict__ or function.__kwdefaults__:
+        return False
+    values = [value for _, value in _variables(function)]
+    for value in (*values, *(function.__defaults__ or ())):
+        kind = kind_of(value)
+        if kind in _CONSTANT:
+            leaves.append(value)
+        elif kind is ModuleType or kind is BuiltinFunctionType:
+            module = value if kind is ModuleType else value.__self__  # a list, of list.append
+            if type(module) is not ModuleType or sys.modules.get(module.__name__) is not module:
+                return False
+            leaves.append(value)
+        elif kind is FunctionType or isinstance(value, type):
+            if not _by_value(value):
+                leaves.append(value)
+            elif kind is not FunctionType or not _gather(value, leaves, seen):
+                return False
+        else:
+            return False
+    return True
+
+
+_CONSTANT = {type(None), bool, int, float, complex, str, bytes}
 
 
 def dragged(function: Any) -> list[tuple[str, int]]:
     """Return the large variables that a function sent by value takes along, and their bytes."""
-    large = []
+    large: list[tuple[str, int]] = []
     for name, value in _variables(function):
         with suppress(Exception):
             buffers: list[memoryview] = []
@@ -167,17 +298,21 @@ def dragged(function: Any) -> list[tuple[str, int]]:
 
 
 def _variables(function: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the variables outside a function that it refers to."""
+    """Yield the variables outside a function that it, or a function inside it, may refer to."""
     if type(function) is MethodType:
         function = function.__func__
     if type(function) is not FunctionType or not _by_value(function):
         return
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+    code = function.__code__
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # it has no value yet
             yield name, cell.cell_contents
-    for name in function.__code__.co_names:
-        if name in function.__globals__:
-            yield name, function.__globals__[name]
+    codes = [code]
+    for code in codes:
+        codes += [const for const in code.co_consts if type(const) is CodeType]
+        for name in code.co_names:
+            if name in function.__globals__:
+                yield name, function.__globals__[name]
 
 
 # -- What can't be pickled ----------------------------------------------------------------
@@ -188,7 +323,7 @@ def _refusal(error: BaseException, roots: list[tuple[str, Any]]) -> pickle.Pickl
     path, value, why = "the call", roots[0][1], error
     seen = {}  # the values themselves, so that no other one gets the id of one that is gone
     names: Iterable[tuple[str, Any]] = roots
-    for _ in range(50):
+    for _ in range(20):
         for name, child in names:
             if id(child) not in seen:
                 seen[id(child)] = child
@@ -197,9 +332,9 @@ def _refusal(error: BaseException, roots: list[tuple[str, Any]]) -> pickle.Pickl
                     break
         else:
             break
+        if isinstance(why, RecursionError) or "recursion" in str(why):
+            return pickle.PicklingError(f"{path} is nested too deeply to be pickled")
         names = _children(path, value)
-    if isinstance(why, RecursionError) or "recursion" in str(why).lower():
-        return pickle.PicklingError(f"{path} is nested too deeply to be pickled")
     what = type(value).__qualname__
     if type(value).__module__ not in ("builtins", "__main__"):
         what = f"{type(value).__module__}.{what}"
@@ -226,14 +361,15 @@ def _reason(value: object) -> BaseException | None:
 def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a value holds, and how to get at it."""
     if isinstance(value, dict):
-        for key, item in list(value.items()):
+        mapping: dict[Any, Any] = value
+        for key, item in list(mapping.items()):
             yield f"a key of {path}", key
             yield f"{path}[{key!r}]", item
     elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
+        for i, item in enumerate(cast("list[Any]", value)):
             yield f"{path}[{i}]", item
     elif isinstance(value, set | frozenset):
-        for item in list(value):
+        for item in list(cast("set[Any]", value)):
             yield f"an element of {path}", item
     elif isinstance(value, functools.partial):
         yield f"{path}.func", value.func

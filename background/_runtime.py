@@ -224,6 +224,8 @@ def standing(call: Call[Any]) -> str:
     if call in waiting:
         return f"has waited {for_seconds} to start"
     owner = call._owner
+    if owner is not None and (stands := call._executor._stands(owner)) is not None:
+        return f"runs {for_seconds} {stands}"
     frame = sys._current_frames().get(owner.ident) if owner is not None else None
     if frame is None:
         return f"runs {for_seconds}"

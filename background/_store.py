@@ -383,13 +383,16 @@ class Store:
                     sqlite3.SQLITE_BUSY,
                     sqlite3.SQLITE_LOCKED,
                 ):
-                    raise explain(error, self.path) from error
+                    trouble = explain(error, self.path)
+                    break
                 now = monotonic()
                 if deadline is None:
                     deadline = now + PATIENCE
                 elif now > deadline:
-                    raise explain(error, self.path) from error
+                    trouble = explain(error, self.path)
+                    break
             time.sleep(PAUSE)
+        raise trouble  # here: the frames of the other would hold the arguments
 
     def _connect(self) -> sqlite3.Connection:
         """Return the connection to the file that is there now."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import _thread
 import itertools
+import os
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from queue import SimpleQueue
 from time import monotonic
@@ -23,7 +25,7 @@ from background._call import (
     threads,
 )
 
-__all__ = ["WorkerExecutor", "end_workers", "forget_workers"]
+__all__ = ["Queue", "Worker", "WorkerExecutor", "end_workers", "forget_workers"]
 
 _numbers = itertools.count(1)
 
@@ -39,12 +41,19 @@ class Queue:
     SimpleQueue, which may be used in signal handlers and `__del__`.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, kind: Callable[[Queue], Worker]) -> None:
         self.calls: deque[Call[Any]] = deque()
         self.bell: SimpleQueue[None] = SimpleQueue()
-        self.workers = [Worker(self) for _ in range(size)]
+        self.kind = kind
+        self.workers = [kind(self) for _ in range(size)]
         self.short = True  # there are workers that nobody has asked for yet
         self.closed = False
+
+    def anew(self) -> Queue:
+        """Return an empty queue with new workers in place of this one."""
+        queue = Queue(len(self.workers), self.kind)
+        queue.closed = self.closed
+        return queue
 
     def ring(self) -> None:
         if self.bell.empty():
@@ -113,20 +122,27 @@ class Worker:
             if condition is not None or drains:
                 let_go(here, condition)
         here.queue = None
+        self.leave()
         bell.put(None)  # for the other workers, and for the next one that looks
         self.ended.put(None)
+
+    def leave(self) -> None:
+        """Give up what the worker needs for its calls, of which none runs or comes any more."""
 
 
 class WorkerExecutor(Executor):
     """An executor whose calls are run by worker threads, first in, first out."""
 
-    def __init__(self, max_workers: int, name: str) -> None:
+    def __init__(
+        self, max_workers: int, name: str, kind: Callable[[Queue], Worker] = Worker
+    ) -> None:
         if not isinstance(max_workers, int) or isinstance(max_workers, bool):
             raise TypeError(f"max_workers must be a whole number, not {max_workers!r}")
         if max_workers <= 0:
             raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
         self._name = name
-        self._queue = Queue(max_workers)
+        self._number = next(_numbers)
+        self._queue = Queue(max_workers, kind)
         _executors[id(self)] = self
 
     def _accept(self, call: Call[Any]) -> None:
@@ -218,7 +234,29 @@ class WorkerExecutor(Executor):
             queue.bell.put(None)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(max_workers={len(self._queue.workers)})"
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in self._options().items())})"
+
+    def _options(self) -> dict[str, Any]:
+        """Return what to make one like this with."""
+        return {"max_workers": len(self._queue.workers)}
+
+    def __reduce__(self) -> Any:
+        # Here it is found again; in a worker process it becomes one of its kind there.
+        key = os.getpid(), self._number
+        _travelled[key] = self
+        return _arrive, (key, type(self), self._options())
+
+
+_travelled: weakref.WeakValueDictionary[tuple[int, int], WorkerExecutor] = (
+    weakref.WeakValueDictionary()
+)
+
+
+def _arrive(
+    key: tuple[int, int], kind: type[WorkerExecutor], options: dict[str, Any]
+) -> WorkerExecutor:
+    executor = _travelled.get(key)
+    return executor or _travelled.setdefault(key, kind(**options))
 
 
 _executors: weakref.WeakValueDictionary[int, WorkerExecutor] = weakref.WeakValueDictionary()
@@ -235,17 +273,16 @@ def end_workers() -> None:
     global _ended
     _ended = True
     for executor in _all():
-        queue = Queue(len(executor._queue.workers))
-        queue.closed = executor._queue.closed
-        executor._queue = queue
+        before, executor._queue = executor._queue, executor._queue.anew()
+        for worker in before.workers:
+            worker.leave()
 
 
 def forget_workers() -> None:
     """Give every executor a new queue in the child of a fork, where its workers are gone."""
     for executor in _all():
         before = executor._queue
-        executor._queue = Queue(len(before.workers))
-        executor._queue.closed = before.closed
+        executor._queue = before.anew()
         # A worker that forked finds its queue closed when it comes back from its call.
         before.calls.clear()
         before.closed = True

@@ -3,6 +3,7 @@
 import gc
 import logging
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,17 +13,22 @@ import hypothesis
 import pytest
 
 import background
-from background import InlineExecutor, ThreadExecutor
+from background import InlineExecutor, ProcessExecutor, SQLiteExecutor, ThreadExecutor
 from background._call import failures
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
 
 # Every executor keeps the contract: a new one joins by one line.
-EXECUTORS: dict[str, Callable[[], Executor]] = {
+IN_MEMORY: dict[str, Callable[[], Executor]] = {
     "thread": ThreadExecutor,
     "four threads": lambda: ThreadExecutor(4),
     "inline": InlineExecutor,
+}
+EXECUTORS: dict[str, Callable[[], Executor]] = {
+    **IN_MEMORY,
+    "process": ProcessExecutor,
+    "sqlite": lambda: SQLiteExecutor(tempfile.mkdtemp() + "/calls.db", idle_timeout=1),
 }
 
 
@@ -30,6 +36,13 @@ EXECUTORS: dict[str, Callable[[], Executor]] = {
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
     """Make one executor after the other."""
     with EXECUTORS[request.param]() as made:
+        yield made
+
+
+@pytest.fixture(params=IN_MEMORY)
+def executor_in_memory(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    """Make one executor after the other whose calls share the program's memory."""
+    with IN_MEMORY[request.param]() as made:
         yield made
 
 

@@ -78,7 +78,7 @@ def test_workers_that_sleep_all_wake() -> None:
 variable = contextvars.ContextVar("variable", default=0)
 
 
-def test_context_variables(executor: Executor) -> None:
+def test_context_variables(executor_in_memory: Executor) -> None:
     """C3: a call sees the context variables as they were at the call, and changes none."""
     variable.set(1)
 
@@ -87,9 +87,9 @@ def test_context_variables(executor: Executor) -> None:
         variable.set(99)
         return before
 
-    first = background(executor=executor)(see)()
+    first = background(executor=executor_in_memory)(see)()
     variable.set(2)
-    assert (first.result(), executor.submit(see).result()) == (1, 2)
+    assert (first.result(), executor_in_memory.submit(see).result()) == (1, 2)
     assert variable.get() == 2
 
 
@@ -133,11 +133,11 @@ def test_arguments_and_results_are_freed_at_once(executor: Executor) -> None:
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_a_failure_makes_no_cycle(executor: Executor) -> None:
+def test_a_failure_makes_no_cycle(executor_in_memory: Executor) -> None:
     """C6: what a failed call worked on is freed with its future, or at once if that was dropped."""
     big = Big()
     alive = weakref.ref(big)
-    future = executor.submit(fail, big)
+    future = executor_in_memory.submit(fail, big)
     del big
     flush()
     with pytest.raises(ValueError):
@@ -150,7 +150,7 @@ def test_a_failure_makes_no_cycle(executor: Executor) -> None:
     logging.getLogger("background").disabled = True
     big = Big()
     alive = weakref.ref(big)
-    executor.submit(fail, big)
+    executor_in_memory.submit(fail, big)
     del big
     flush()
     logging.getLogger("background").disabled = False

@@ -1,5 +1,6 @@
 """The chapter Waiting and ending of the contract."""
 
+import copy
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ import textwrap
 import threading
 import time
 import weakref
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -395,20 +396,20 @@ def test_calls_from_signal_handlers(tmp_path: Path) -> None:
 
 def test_calls_from_finalizers(executor: Executor) -> None:
     """W5: calls may be made from __del__ and from weakref callbacks."""
-    ran: list[str] = []
-    call = background(executor=executor)(ran.append)
+    made: list[Future[str]] = []
+    call = background(executor=executor)(copy.copy)
 
     class Dies:
         def __del__(self) -> None:
-            call("__del__")
+            made.append(call("__del__"))
 
     for _ in range(100):
         dies = Dies()
-        reference = weakref.ref(dies, lambda _: call("weakref"))
+        reference = weakref.ref(dies, lambda _: made.append(call("weakref")))
         del dies
         assert reference() is None
     flush()
-    assert sorted(ran) == ["__del__"] * 100 + ["weakref"] * 100
+    assert sorted(f.result(0) for f in made) == ["__del__"] * 100 + ["weakref"] * 100
 
 
 @pytest.mark.parametrize("workers", [0, 1])

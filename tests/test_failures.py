@@ -37,8 +37,9 @@ def test_a_dropped_failure_is_logged_once(executor: Executor, log: Log) -> None:
     )
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], ValueError)
-    assert record.exc_info[2] is not None
-    assert record.exc_info[2].tb_frame.f_code is fail.__code__  # none of our own frames
+    trace = record.exc_info[2]  # none of our own frames; of a worker process, none at all
+    assert trace is None or trace.tb_frame.f_code is fail.__code__
+    assert "in fail" in logging.Formatter().format(record)
 
 
 @pytest.mark.skipif(not GIL, reason="a future dies later, and nothing says when")
@@ -99,7 +100,8 @@ def test_the_note(executor: Executor) -> None:
     error = main()
     line = main.__code__.co_firstlineno + 1
     assert error is not None
-    assert error.__notes__ == [f"fail(…), called at test_failures.py:{line} in main"]
+    notes = [note for note in error.__notes__ if "called at" in note]
+    assert notes == [f"fail(…), called at test_failures.py:{line} in main"]
 
 
 def test_one_exception_raised_again_and_again() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import background
 
 ROOT = Path(background.__file__).parent
-LAYERS = ["_pickling", "_store", "_durable_worker", "_errors", "_snapshot", "_call", "_debug"]
-LAYERS += ["_workers", "_executors", "_runtime", "_decorator", "", "_demo", "_durable_commands"]
-LAYERS += ["__main__"]
+LAYERS = ["_channel", "_pickling", "_worker", "_store", "_durable_worker", "_errors"]
+LAYERS += ["_snapshot", "_call", "_debug", "_workers", "_executors", "_runtime", "_decorator", ""]
+LAYERS += ["_demo", "_durable_commands", "__main__"]
 
 
 def imports(path: Path) -> list[str]:

@@ -456,12 +456,14 @@ def test_a_call_works_on_the_values_as_they_were(held: Held) -> None:
     assert named["also"][0] is seen  # one copy for the call, not one for each argument
 
 
-def test_without_snapshot_arguments_are_passed(executor: Executor) -> None:
+def test_without_snapshot_arguments_are_passed(executor_in_memory: Executor) -> None:
     """C4: a call without `snapshot` gets the very arguments."""
     value = [1]
-    call = background(lambda x, *, y: x is value and y is value, executor=executor)
+    call = background(lambda x, *, y: x is value and y is value, executor=executor_in_memory)
     assert call(value, y=value).result()
-    copied = background(lambda x, *, y: x is y and x is not value, executor=executor, snapshot=True)
+    copied = background(
+        lambda x, *, y: x is y and x is not value, executor=executor_in_memory, snapshot=True
+    )
     assert copied(value, y=value).result()
 
 
@@ -519,14 +521,14 @@ def copy_broken(value: Broken, memo: dict[int, object]) -> Broken:
     raise CannotError("it is broken")
 
 
-def test_a_failed_copy_fails_the_call_alone(executor: Executor) -> None:
+def test_a_failed_copy_fails_the_call_alone(executor_in_memory: Executor) -> None:
     """C4: who makes the call goes on; its future tells which argument could not be copied."""
     ran: list[object] = []
 
     def plot(*args: object, **kwargs: object) -> None:
         ran.append(args)
 
-    call = background(executor=executor, snapshot=True)(plot)
+    call = background(executor=executor_in_memory, snapshot=True)(plot)
     for future, where in [
         (call(1, {"a": Broken()}), "args[1]"),
         (call(1, by_name=Broken()), "kwargs['by_name']"),
@@ -558,16 +560,18 @@ def test_too_deep_a_value_fails_its_call() -> None:
         deep = deep.pop()
 
 
-def test_nothing_is_kept(executor: Executor) -> None:
+def test_nothing_is_kept(executor_in_memory: Executor) -> None:
     """C6: neither the values, nor the copies, nor those of a failed copy outlive the call."""
     gc.collect()
     gc.disable()
     try:
         value, bad = Plain([1]), Plain([1, Broken()])
         alive = [weakref.ref(value), weakref.ref(bad)]
-        future = background(lambda x: weakref.ref(x), executor=executor, snapshot=True)(value)
+        future = background(lambda x: weakref.ref(x), executor=executor_in_memory, snapshot=True)(
+            value
+        )
         logging.getLogger("background").disabled = True
-        failed = background(len, executor=executor, snapshot=True)  # type: ignore[arg-type]
+        failed = background(len, executor=executor_in_memory, snapshot=True)  # type: ignore[arg-type]
         alive.append(weakref.ref(failed(bad).exception()))
         failed(bad)
         del value, bad

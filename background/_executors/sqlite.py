@@ -64,7 +64,8 @@ class SQLiteExecutor(Executor):
 
     Functions that a worker can import go by name, with the directories to import them from;
     those of `__main__` go by value, which takes cloudpickle. Arguments, results and errors are
-    pickled. Context variables stay behind.
+    pickled. Context variables stay behind. A call is done when the calls that it made in
+    its turn in threads or processes are.
 
     The program's end doesn't wait for these calls; `flush` does.
 
@@ -108,8 +109,10 @@ class SQLiteExecutor(Executor):
 
     def _pack(self, call: Call[Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
         try:
-            packed: object = pack_call(call._function, args, call._kwargs)
-        except pickle.PicklingError as error:
+            views: list[memoryview] = []
+            data = pack_call(call._function, args, call._kwargs, views)
+            packed: object = pickle.dumps([data, *map(pickle.PickleBuffer, views)], 5)
+        except Exception as error:
             packed = error.with_traceback(None)
         call._function = describe(call)  # as the file has it; what it refers to goes free
         call._context = None
@@ -135,7 +138,7 @@ class SQLiteExecutor(Executor):
             desk.attend()
         except StoreError as error:
             desk.calls.pop(number, None)
-            fail(call, error)
+            fail(call, error.with_traceback(None))  # whose frames hold the future
         except BaseException:  # Ctrl-C
             if desk.calls.pop(number, None) is not None:
                 with suppress(StoreError):
@@ -167,6 +170,9 @@ class SQLiteExecutor(Executor):
                     worker.run_now(ticket.key)
         if not desk.attend():
             desk.run()  # no thread can be started: the outcomes are brought by this one
+
+    def _stands(self, owner: Thread) -> str:
+        return f"in a worker of {self._path}"
 
     # -- For people -----------------------------------------------------------------------
 

@@ -1,0 +1,113 @@
+"""The program of a worker process: it runs calls one after the other.
+
+It is started by `ProcessExecutor` and loads no more of the package than it needs: what the
+calls import is up to them.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import fcntl
+import functools
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+import background._channel as channels
+from background._channel import MOVE, RAISED, RETURNED, Channel
+from background._pickling import pack_error, pack_result, unpack_call
+
+__all__ = ["main"]
+
+
+def main(connection: int, life: int) -> None:
+    """Run the calls that come over a connection until it is closed.
+
+    `life` is a pipe whose other end the program holds: it closes when the program ends, however
+    it does, and then this process must not live on.
+    """
+    channels.in_worker = True
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the mask of the thread that started us
+    end_with(life)
+    # What a call forks must hold neither: they would seem open after our end.
+    for descriptor in (life, connection):
+        os.register_at_fork(after_in_child=functools.partial(os.close, descriptor))
+    channel = Channel(socket.socket(fileno=connection))
+    with suppress(EOFError, OSError):
+        while True:
+            serve(channel)
+    channel.connection.detach()  # it closes when the process has ended, which the program sees
+
+
+def end_with(life: int) -> None:
+    """See to it that this process ends once nobody holds the pipe's other end.
+
+    By a signal, because a call may hold the interpreter's lock for long.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(life, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(life, fcntl.F_SETFL, os.O_ASYNC)
+        if select.select([life], [], [], 0)[0]:  # it has ended already
+            os._exit(1)
+    else:
+        threading.Thread(target=lambda: os._exit(len(os.read(life, 1)) + 1), daemon=True).start()
+
+
+def serve(channel: Channel) -> None:
+    """Run one call and send its outcome."""
+    try:
+        kind, data, buffers = channel.receive()
+    except MemoryError as error:
+        return channel.send(RAISED, pack_error(error))
+    if kind == MOVE:
+        with suppress(OSError):  # there is no such directory any more
+            os.chdir(bytes(data))
+        return None
+    kind, answer, views = outcome(data, buffers)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # what the call printed is seen before its outcome
+            stream.flush()
+    return channel.send(kind, answer, views)
+
+
+def outcome(data: bytearray, buffers: list[bytearray]) -> tuple[int, bytes, list[memoryview]]:
+    """Run one call and return its outcome as a message."""
+    views: list[memoryview] = []
+    try:
+        try:
+            function, args, kwargs = unpack_call(data, buffers)
+        except BaseException as error:
+            with suppress(Exception):  # it takes no notes
+                BaseException.add_note(error, "while the worker process unpickled the call")
+            raise
+        return RETURNED, pack_result(run(function, args, kwargs), views), views
+    except BaseException as error:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+            trace = trace.tb_next
+        return RAISED, pack_error(BaseException.with_traceback(error, trace)), []
+
+
+def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run one call, and wait for the calls that it made in its turn."""
+    here = outer = None
+    if ledger := sys.modules.get("background._call"):
+        here = ledger.this_thread()
+        outer = here.call
+        name = getattr(function, "__qualname__", type(function).__qualname__)
+        here.call = ledger.Call(None, f"{name}(…)", None, sys._getframe())
+    try:
+        return contextvars.copy_context().run(function, *args, **kwargs)
+    finally:
+        if here is not None:
+            here.call = outer
+        if (ledger := sys.modules.get("background._call")) and ledger.pending:
+            with ledger.Drain(monotonic(), at_exit=True) as drain:
+                drain.wait()
