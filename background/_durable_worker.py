@@ -58,8 +58,9 @@ def command(start: str, path: str, **options: object) -> list[str]:
 
 def say(text: str) -> None:
     """Write a line into the log of the workers, which is their standard error."""
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {text}\n"
     with contextlib.suppress(OSError):
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {text}", file=sys.stderr)
+        os.write(2, line.encode())  # not print: this may be in a signal handler
 
 
 # -- The supervisor ------------------------------------------------------------------------
@@ -81,12 +82,17 @@ def supervise(path: str, workers: int, idle_timeout: float | None, synchronous: 
     children: dict[int, float] = {}
     stops = code = deaths = 0
 
+    def tell_all(number: int) -> None:
+        for pid in list(children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
     def stop(*_: object) -> None:
         nonlocal stops
         stops += 1
-        for pid in list(children):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM if stops == 1 else signal.SIGKILL)
+        tell_all(signal.SIGTERM if stops == 1 else signal.SIGKILL)
+        if stops == 1:
+            say("ends after the current call; the same signal again kills that, to be run again")
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
@@ -104,7 +110,7 @@ def supervise(path: str, workers: int, idle_timeout: float | None, synchronous: 
             exit_code = os.waitstatus_to_exitcode(status)
             if exit_code == TROUBLE:
                 code, stops = 2, stops or 1
-                stop()
+                tell_all(signal.SIGTERM)
             elif exit_code == ENDED:
                 wanted -= 1
             elif exit_code != FRESH:
