@@ -405,7 +405,11 @@ class Store:
         check_place(self.path)
         self._file = make_or_check(self.path)
         connection = sqlite3.connect(
-            self.path, timeout=0, isolation_level=None, check_same_thread=False
+            self.path,
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=24,  # those with ids in them are never the same again
         )
         try:
             prepare(connection, self.path)

@@ -111,6 +111,12 @@ def wait_for_another(executor_of: str, number: int) -> int:
     return 1 + executor.submit(wait_for_another, executor_of, number - 1).result(30)
 
 
+def storm(path: str, text: str) -> None:
+    write(path, f"+ {text}")
+    time.sleep(0.001)
+    write(path, f"- {text}")
+
+
 def where() -> str:
     return os.getcwd()
 
