@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from background._call import Future
 from background._decorator import background
-from background._errors import BackgroundError, FlushTimeout, WorkerDied
+from background._errors import BackgroundError, BacklogFull, FlushTimeout, WorkerDied
 from background._executors.inline import InlineExecutor
 from background._executors.process import ProcessExecutor
 from background._executors.threads import ThreadExecutor
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BackgroundError",
+    "BacklogFull",
     "FlushTimeout",
     "Future",
     "InlineExecutor",

@@ -54,11 +54,12 @@ def parser() -> Parser:
     commands = main.add_subparsers(dest="command", required=True, metavar="command")
     demo = commands.add_parser(
         "demo",
-        help="train a model three times and see what its plots cost",
+        help="train a model several times and see what its plots cost",
         description=(
-            "Train a small model on real images three times: without plots, with plots posted "
-            "inline to a slow service, and with the same plots in the background. Prints where "
-            "the time went and draws it. Takes half a minute."
+            "Train a small model on real images several times: without plots; with plots posted "
+            "to a slow service, inline and in the background; with plots drawn by matplotlib, "
+            "inline, in a thread and in a process. Prints where the time went and draws it. "
+            "Takes half a minute."
         ),
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -73,7 +74,7 @@ def parser() -> Parser:
         "--steps",
         type=positive_count,
         default=argparse.SUPPRESS,
-        help="steps of each training (default: as many as take six seconds)",
+        help="steps of each training (default: as many as take four seconds)",
     )
     demo.add_argument(
         "--latency",

@@ -22,6 +22,7 @@ import sys
 import threading
 import traceback
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, InvalidStateError
 from contextlib import suppress
@@ -53,6 +54,7 @@ __all__ = [
     "threads",
     "waiting",
     "watchers",
+    "where",
 ]
 
 P = ParamSpec("P")
@@ -118,6 +120,7 @@ class Thread:
         "failed",
         "ident",
         "looked",
+        "making",
         "marked",
         "queue",
         "ran",
@@ -133,6 +136,7 @@ class Thread:
         self.call: Call[Any] | None = None  # the call that runs here now, the innermost one
         self.queue: object = None  # the queue whose worker this thread is
         self.waits_for: Call[Any] | None = None  # what the running call waits for
+        self.making: Call[Any] | None = None  # the bounded call that this thread makes now
         # Set from the moment at which a call leaves the ledger until this thread has let go
         # of it: the time at which that call was made. `flush` waits for it too, so that a
         # failure that nobody can look at any more is logged before `flush` returns.
@@ -316,7 +320,12 @@ class Call(Future[T]):
             ran = now - self._since
             here.ran += ran
             here.running -= 1
-            if ran > LONG and here.queue is not None and self._error is None:
+            if (
+                ran > LONG
+                and here.queue is not None
+                and self._error is None
+                and self._executor._one_by_one
+            ):
                 computing.add(self, here, now, ran)
         elif self._state is PENDING:
             here.waited += now - self._since
@@ -415,11 +424,18 @@ class Call(Future[T]):
 
         Of several threads that cancel at the same moment one gets True; the others may get
         False, as if the call had just started.
+
+        A coroutine that has started is asked to end: it gets `asyncio.CancelledError` at its
+        next `await`. This is False all the same; the future is cancelled once the coroutine
+        has let that error through, and has a result if it has not.
         """
         if self._executor._revoke(self) and self._retract():
             this_thread().cancelled += 1
             return True
-        return self._state is CANCELLED
+        if self._state is CANCELLED:
+            return True
+        self._executor._interrupt(self)
+        return False
 
     def cancelled(self) -> bool:
         """Return whether the call was cancelled before it started."""
@@ -427,7 +443,8 @@ class Call(Future[T]):
 
     def running(self) -> bool:
         """Return whether the call has started and is not done."""
-        return self._state in (RUNNING, ENDING)
+        state = self._state
+        return state in (RUNNING, ENDING) or (state is PENDING and self._executor._runs(self))
 
     def done(self) -> bool:
         """Return whether the call has an outcome or was cancelled."""
@@ -492,6 +509,12 @@ class Call(Future[T]):
 
     # -- Waiting ------------------------------------------------------------------------
 
+    def __await__(self) -> Generator[Any, None, T]:
+        here = threads.get(_get_ident())
+        if here is not None and here.call is self:
+            raise RuntimeError(f"{describe(self)} awaits itself: that wait would never end")
+        return super().__await__()
+
     def _wait(self, timeout: float | None) -> None:
         self._executor._wake()
         here = threads.get(_get_ident())
@@ -528,7 +551,7 @@ class Call(Future[T]):
         here = threads.get(_get_ident())
         if here is None or here.queue is None or here.call is None:
             return False
-        if self in waiting and self._executor._serves(here):
+        if not self.done() and self._executor._serves(here) and self in waiting:
             let_go(here, self._run(here))
         return self.done()
 
@@ -597,6 +620,8 @@ def put(
     except BaseException:
         call._retract()  # unless somebody took it already: then it runs
         raise
+    if len(waiting) >= _mark:
+        _grown(call)
     if call._error is None:
         return call
     # It failed on this thread: its traceback keeps this frame, which must not keep the future.
@@ -632,6 +657,7 @@ class Executor(concurrent.futures.Executor):
     everything else follow from that.
     """
 
+    _one_by_one = True  # whether what a thread computes during a call is that call's alone
     _packs = False  # whether `_pack` is asked; an attribute, because every call pays for it
     _outlives = False  # whether calls go on without this program, so that its end needn't wait
 
@@ -655,6 +681,18 @@ class Executor(concurrent.futures.Executor):
         """Tell whether the call may be cancelled: whoever else runs it has given it back."""
         return True
 
+    def _interrupt(self, call: Call[Any]) -> None:
+        """Ask a call that has started, perhaps, to end early, where that can be done."""
+
+    def _stands(self, call: Call[Any]) -> str:
+        """Say where a running call stands, as the end of a sentence."""
+        owner = call._owner
+        return where(None if owner is None else sys._current_frames().get(owner.ident))
+
+    def _runs(self, call: Call[Any]) -> bool:
+        """Tell whether a call that counts as waiting runs elsewhere."""
+        return False
+
     def _forget(self, call: Call[Any]) -> None:
         """Drop a call that was cancelled."""
 
@@ -668,10 +706,6 @@ class Executor(concurrent.futures.Executor):
     def _workers(self) -> list[Thread]:
         """Return the threads without which no waiting call starts."""
         return []
-
-    def _stands(self, owner: Thread) -> str | None:
-        """Say where the call that this thread sees to runs, if that is another process."""
-        return None
 
 
 def describe(call: Call[Any]) -> str:
@@ -689,6 +723,14 @@ def describe(call: Call[Any]) -> str:
     return f"{title.rpartition('<locals>.')[2]}(…), called at {place(call)}"
 
 
+def where(frame: FrameType | None) -> str:
+    """Return ` and stands at train.py:42 in draw`, or nothing."""
+    if frame is None:
+        return ""
+    code = frame.f_code
+    return f" and stands at {code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
+
+
 def innermost(function: object) -> object:
     """Return what a `functools.partial` and its like call in the end."""
     while isinstance(function, partial):
@@ -702,6 +744,38 @@ def place(call: Call[Any]) -> str:
     # One entry for every unit of two bytes; the offset counts bytes.
     line = next(islice(code.co_positions(), call._offset // 2, None))[0] or code.co_firstlineno
     return f"{os.path.basename(code.co_filename)}:{line} in {code.co_qualname.rpartition('.')[2]}"
+
+
+_mark = 1_000  # how many waiting calls are noted next, with the time
+_marks: dict[int, float] = {}
+
+
+def _grown(call: Call[Any]) -> None:
+    """Note that so many calls wait; say it at 10,000 and at each tenfold (C5)."""
+    global _mark
+    mark, now = _mark, monotonic()
+    if len(waiting) < mark or _marks.setdefault(mark, now) is not now:
+        return  # another thread was here first
+    _mark = mark * 10
+    if mark == 1_000:
+        return
+    before = mark // 10
+    seconds = max(now - _marks[before], 1e-3)
+    sample = list(waiting)[:: mark // 10_000]
+    # Of one function are those that were made at one place.
+    places = Counter((id(call._code), call._offset) for call in sample)
+    most = places.most_common(1)[0][0]
+    call = next((c for c in reversed(sample) if (id(c._code), c._offset) == most), call)
+    logger.warning(
+        "%s calls wait to start, %s more than %.1f s ago (%s a second); most of them are %s; "
+        "they come faster than they are done: bound them by @background(max_pending=…), or "
+        "run them on a faster executor",
+        f"{mark:,}",
+        f"{mark - before:,}",
+        seconds,
+        f"{(mark - before) / seconds:,.0f}",
+        describe(call),
+    )
 
 
 class Drain:
@@ -773,6 +847,7 @@ def start_afresh() -> None:
     What the parent waits for will never be done here: it is cancelled, so that nobody waits
     for it for ever. No callback runs: the child is not where they were meant to.
     """
+    global _mark
     for call in list(pending):
         call.__dict__.pop("condition", None)  # may be held by a thread that is gone
         call._lock = call._waiting = call._callbacks = None
@@ -785,6 +860,8 @@ def start_afresh() -> None:
     for each in list(unseen):  # the parent tells them
         each.told.clear()
     unseen.clear()
+    _marks.clear()
+    _mark = 1_000
 
 
 # -- Calls that compute --------------------------------------------------------------------
@@ -806,7 +883,7 @@ class Computing:
 
     def add(self, call: Call[Any], here: Thread, now: float, ran: float) -> None:
         """Count a call that ran for `ran` seconds until `now`; say so once if it computes."""
-        before, others = here.cpu, now - here.marked - ran
+        before, others = here.cpu, max(now - here.marked - ran, 0.0)
         here.mark(now)
         computed = min(max(here.cpu - before - others, 0.0), ran)
         function = innermost(call._function)

@@ -10,10 +10,10 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CALL", "MOVE", "RAISED", "RETURNED", "Channel", "Message"]
+__all__ = ["CALL", "MOVE", "RAISED", "READY", "RETURNED", "Channel", "Message"]
 
 CALL, MOVE = 0, 1  # what a program says: run this call; go to this directory
-RETURNED, RAISED = 0, 1  # what a worker answers to a call
+RETURNED, RAISED, READY = 0, 1, 2  # what a worker answers to a call; that it can take calls
 
 in_worker = False  # whether this process is a worker
 

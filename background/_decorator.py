@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 import wrapt
 
+from background._backlog import Backlog, Overflow, check_bound
 from background._call import Executor, Future, put
+from background._executors.inline import InlineExecutor
 from background._runtime import check_executor, settings
 from background._snapshot import copy_arguments
 
@@ -21,6 +24,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
+Put = Callable[
+    [Executor, Any, tuple[Any, ...], dict[str, Any] | None, FrameType],
+    Future[Any],
+]
 _getframe = sys._getframe
 
 if TYPE_CHECKING:  # what we use of wrapt; not every version of it has types
@@ -28,9 +35,9 @@ if TYPE_CHECKING:  # what we use of wrapt; not every version of it has types
     class _Wrapper:
         __wrapped__: Any
         __qualname__: str
-        __bound_function_wrapper__: Any
-        _self_parent: Any
-        _self_executor: Executor | None
+        _self_parent: _Wrapper
+        _self_put: Put
+        _self_options: tuple[Executor | None, bool, int | None, Overflow]
 
         def __init__(self, wrapped: Any, wrapper: Any) -> None: ...
 
@@ -43,16 +50,9 @@ class BoundBackgroundFunction(_BoundWrapper):
     """A decorated method, bound to its instance or class."""
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        executor = self._self_parent._self_executor or settings.executor
-        return put(executor, self.__wrapped__, args, kwargs or None, _getframe(1))
-
-
-class BoundSnapshotFunction(BoundBackgroundFunction):
-    """A decorated method with `snapshot=True`; the instance itself is passed as it is."""
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        executor = self._self_parent._self_executor or settings.executor
-        return put_copied(executor, self.__wrapped__, args, kwargs or None, _getframe(1))
+        parent = self._self_parent
+        executor = parent._self_options[0] or settings.executor
+        return parent._self_put(executor, self.__wrapped__, args, kwargs or None, _getframe(1))
 
 
 class BackgroundFunction(_Wrapper):
@@ -69,11 +69,11 @@ class BackgroundFunction(_Wrapper):
 
     def _reduce_by_value(self) -> Any:
         # For another process, which can't find the name.
-        copies = self.__bound_function_wrapper__ is BoundSnapshotFunction
-        return wrap, (self.__wrapped__, self._self_executor, copies)
+        return wrap, (self.__wrapped__, *self._self_options)
 
 
 def put_copied(
+    put: Put,
     executor: Executor,
     function: Any,
     args: tuple[Any, ...],
@@ -86,23 +86,31 @@ def put_copied(
     return put(executor, function, args, kwargs, frame)
 
 
-def wrap(function: Any, executor: Executor | None, snapshot: bool) -> BackgroundFunction:
+def wrap(
+    function: Any,
+    executor: Executor | None,
+    snapshot: bool,
+    max_pending: int | None,
+    overflow: Overflow,
+) -> BackgroundFunction:
     """Wrap a function so that a call costs as little as it can.
 
     A `__call__` that knows the function and its executor as free variables: to read an
     attribute of a wrapt proxy takes 150 ns, and `wrapt.decorator` another 700 a call.
     """
-    enter = put_copied if snapshot else put
+    enter: Put = put if max_pending is None else Backlog(max_pending, overflow).put
+    if snapshot:
+        enter = functools.partial(put_copied, enter)
+    if is_async(function):
+        enter = on_event_loop(enter)
 
     def call(self: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         return enter(executor or settings.executor, function, args, kwargs or None, _getframe(1))
 
-    members: dict[str, Any] = {"__call__": call}
-    if snapshot:
-        members["__bound_function_wrapper__"] = BoundSnapshotFunction
-    kind = type("BackgroundFunction", (BackgroundFunction,), members)
+    kind = type("BackgroundFunction", (BackgroundFunction,), {"__call__": call})
     wrapper: BackgroundFunction = kind(function, _unused)
-    wrapper._self_executor = executor
+    wrapper._self_put = enter
+    wrapper._self_options = executor, snapshot, max_pending, overflow
     return wrapper
 
 
@@ -113,40 +121,112 @@ def _unused(wrapped: Any, instance: Any, args: Any, kwargs: Any) -> Any:
 
 @overload
 def background(
-    function: classmethod[T, P, R], /, *, executor: Executor | None = None, snapshot: bool = False
+    function: classmethod[T, P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
 ) -> classmethod[T, P, Future[R]]: ...
 @overload
 def background(
-    function: staticmethod[P, R], /, *, executor: Executor | None = None, snapshot: bool = False
+    function: classmethod[T, P, R],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> classmethod[T, P, Future[R]]: ...
+@overload
+def background(
+    function: staticmethod[P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
 ) -> staticmethod[P, Future[R]]: ...
 @overload
 def background(
-    function: Callable[P, R], /, *, executor: Executor | None = None, snapshot: bool = False
+    function: staticmethod[P, R],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> staticmethod[P, Future[R]]: ...
+@overload
+def background(
+    function: Callable[P, Coroutine[Any, Any, R]],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
 ) -> Callable[P, Future[R]]: ...
 @overload
-def background(*, executor: Executor | None = None, snapshot: bool = False) -> Decorator: ...
 def background(
-    function: Any = None, /, *, executor: Executor | None = None, snapshot: bool = False
+    function: Callable[P, R],
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> Callable[P, Future[R]]: ...
+@overload
+def background(
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
+) -> Decorator: ...
+def background(
+    function: Any = None,
+    /,
+    *,
+    executor: concurrent.futures.Executor | None = None,
+    snapshot: bool = False,
+    max_pending: int | None = None,
+    overflow: Overflow = "block",
 ) -> Any:
     """Make the calls of a function run in the background and return futures at once.
 
     Args:
         function: a function, lambda, method, class or static method (either order),
-            `functools.partial`, callable instance or builtin.
-        executor: what runs the calls; by default that of `configure`, one worker thread.
+            `functools.partial`, callable instance or builtin; or an `async def` function,
+            whose calls overlap on one event loop in a thread of its own.
+        executor: what runs the calls, any `concurrent.futures.Executor`; by default that of
+            `configure`, one worker thread. An `async def` function runs on the event loop,
+            or with `InlineExecutor` in the caller.
         snapshot: whether a call works on its arguments as they are when it is made: they are
             copied by `background.snapshot`, together, so that what they share is shared by the
             copies. A method's instance is passed as it is. If a copy fails, the call fails. An
             executor that pickles does so at the call and needs no copies.
+        max_pending: how many calls of this function may wait to start; None for any number.
+            All instances share the bound of a method.
+        overflow: what a call does when so many wait already. `"block"` waits for a place, in
+            the order in which the callers came; a call made on a worker's own thread would
+            wait for itself and goes over the bound instead. `"drop_oldest"` cancels the call
+            that has waited longest, `"drop_newest"` is cancelled itself, `"raise"` raises
+            `BacklogFull`. With `max_pending=1, overflow="drop_oldest"` what is drawn is always
+            the latest state.
 
     Returns:
         The function with its name, signature and documentation, whose calls return a
         `Future`. With options alone, a decorator: `in_threads = background(executor=…)`.
 
     Raises:
-        TypeError: the function is a class, a property, a generator function, `async def` or
-            can't be called, or an option is not what it should be; the message says what to
+        TypeError: the function is a class, a property, a generator function or can't be
+            called, or an option is not what it should be; the message says what to
             write instead.
+        ValueError: `max_pending` is not greater than 0, or `overflow` none of the four.
 
     >>> @background
     ... def add(a, b):
@@ -154,37 +234,78 @@ def background(
     >>> add(1, 2).result()
     3
     """
-    if executor is not None:
-        executor = check_executor(executor)
+    runs = None if executor is None else check_executor(executor)
     if not isinstance(snapshot, bool):
         raise TypeError(f"snapshot must be True or False, not {snapshot!r}")
+    check_bound(max_pending, overflow)
 
     def decorate(function: Any) -> Any:
         check_function(function)
-        return wrap(function, executor, snapshot)
+        if is_async(function) and not isinstance(runs, InlineExecutor | None):
+            raise TypeError(
+                f"@background can't run {innermost(function).__qualname__} on {runs!r}: async "
+                "functions have an event loop of their own; leave out executor=…"
+            )
+        return wrap(function, runs, snapshot, max_pending, overflow)
 
     return decorate if function is None else decorate(function)
+
+
+def on_event_loop(put: Put) -> Put:
+    """Return a way to make calls of coroutine functions."""
+    from background._executors.eventloop import ToEnd, event_loop
+
+    def enter(executor: Executor, function: Any, *rest: Any) -> Future[Any]:
+        where = executor if isinstance(executor, InlineExecutor) else event_loop
+        return put(where, ToEnd(function), *rest)
+
+    return enter
 
 
 class Decorator(Protocol):
     """What `background(executor=…)` returns."""
 
     @overload
+    def __call__(
+        self, function: classmethod[T, P, Coroutine[Any, Any, R]], /
+    ) -> classmethod[T, P, Future[R]]: ...
+    @overload
     def __call__(self, function: classmethod[T, P, R], /) -> classmethod[T, P, Future[R]]: ...
+    @overload
+    def __call__(
+        self, function: staticmethod[P, Coroutine[Any, Any, R]], /
+    ) -> staticmethod[P, Future[R]]: ...
     @overload
     def __call__(self, function: staticmethod[P, R], /) -> staticmethod[P, Future[R]]: ...
     @overload
+    def __call__(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Callable[P, Future[R]]: ...
+    @overload
     def __call__(self, function: Callable[P, R], /) -> Callable[P, Future[R]]: ...
+
+
+def innermost(function: Any) -> Any:
+    """Return what a class or static method, or a partial, is of."""
+    if type(function) in (classmethod, staticmethod):
+        function = function.__func__
+    while type(function) is functools.partial:
+        function = function.func
+    return function
+
+
+def is_async(function: Any) -> bool:
+    """Tell whether calling it makes a coroutine."""
+    inner = innermost(function)
+    return any(
+        map(inspect.iscoroutinefunction, [inner, inspect.getattr_static(inner, "__call__", None)])
+    )
 
 
 def check_function(function: Any) -> None:
     """Raise a `TypeError` that says what to write instead of decorating this."""
     what: str | None = None
-    inner: Any = function
-    if type(function) in (classmethod, staticmethod):
-        inner = function.__func__
-    while type(inner) is functools.partial:
-        inner = inner.func
+    inner = innermost(function)
     inners: list[Any] = [inner, inspect.getattr_static(inner, "__call__", None)]
     if isinstance(function, type):
         what = "a class: decorate its methods, or a function that makes an instance"
@@ -198,8 +319,6 @@ def check_function(function: Any) -> None:
         map(inspect.isasyncgenfunction, inners)
     ):
         what = "a generator function, which runs while it is iterated: return a list instead"
-    elif any(map(inspect.iscoroutinefunction, inners)):
-        what = "an async function: await it, or decorate a function that calls asyncio.run"
     if what is not None:
         name = getattr(inner, "__qualname__", None) or repr(inner)
         raise TypeError(f"@background can't decorate {name}, which is {what}")

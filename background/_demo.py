@@ -1,9 +1,10 @@
-"""The demo: one training, three times, with pictures that wait for a slow plotting service.
+"""The demo: one training, again and again, with pictures that wait or compute.
 
-Softmax regression on scikit-learn's handwritten digits posts a picture of its weights and its
-loss at intervals: never, inline, and in the background. The service is a real HTTP server in
-a process of its own (`python -m background._demo FOLDER LATENCY`), so that it shares neither
-the interpreter's lock nor the fate of the training.
+Softmax regression on scikit-learn's handwritten digits makes a picture of its weights and its
+loss at intervals. Pictures that wait are posted to a slow plotting service, inline and in the
+background; pictures that compute are drawn by matplotlib, inline, in a thread and in a process.
+The service is a real HTTP server in a process of its own (`python -m background._demo FOLDER
+LATENCY`), so that it shares neither the interpreter's lock nor the fate of the training.
 """
 
 from __future__ import annotations
@@ -23,22 +24,23 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from background import BackgroundError, Future, background, flush
+from background import BackgroundError, Future, ProcessExecutor, background, flush
 
 __all__ = ["Trouble", "run"]
 
-SECONDS = 6.0  # of training in each run, unless the number of steps is given
+SECONDS = 4.0  # of training in each run, unless the number of steps is given
 SPACING = 1.5  # training between two pictures, in latencies: the backlog must be able to drain
-PICTURE = re.compile(r"(inline|background)-\d{4,}\.png")  # the service's names
+PICTURE = re.compile(r"(waiting|computing)-(inline|background|thread|process)-\d{4,}\.png")
 TILE = 8  # pixels of a picture for a pixel of a digit
 
 Span = tuple[float, float]  # from and to, in seconds of `perf_counter`
-Post = Callable[[str, int, Any, list[float]], object]
+Plot = Callable[[str, Any, list[float]], Span | Future[Span]]
 
 
 class Trouble(Exception):
@@ -46,17 +48,17 @@ class Trouble(Exception):
 
 
 def run(folder: Path | None, steps: int | None, latency: float) -> None:
-    """Train three times, print where the time went, and draw it.
+    """Train once for each way of plotting, print where the time went, and draw it.
 
     Args:
         folder: where the pictures go, made if it is missing; None makes a temporary one.
-        steps: of gradient descent in each run; None for as many as take six seconds here.
+        steps: of gradient descent in each run; None for as many as take four seconds here.
         latency: seconds after which the plotting service answers.
 
     Raises:
         Trouble: a package is missing, the folder can't be written, or the service failed.
     """
-    for name in ("numpy", "sklearn.datasets", "matplotlib.image", "tqdm"):
+    for name in ("numpy", "sklearn.datasets", "matplotlib.image", "tqdm", "threadpoolctl"):
         need(name)
     folder = writable(folder)
     # One thread for the linear algebra: several would fight over the cores, and the table
@@ -74,14 +76,23 @@ def run(folder: Path | None, steps: int | None, latency: float) -> None:
             f"every {every:,}, "
             f"for a service that takes {latency * 1000:g} ms to answer"
         )
-        in_background = background(numbers.post)
-        with need("tqdm").tqdm(total=3 * steps, unit=" steps", leave=False) as bar:
+        draw = partial(draw_figure, folder)
+        in_process = background(draw, executor=ProcessExecutor())
+        for warm_up in (draw, in_process):  # imports matplotlib, here and there
+            warm_up("timelines.png", numbers.numpy.ones((64, 10)), [1.0])
+        flush(check=True)
+        ways: list[tuple[str, Plot | None]] = [
+            ("no plots", None),
+            ("waiting, inline", numbers.post),
+            ("waiting, background", background(numbers.post)),
+            ("computing, inline", draw),
+            ("computing, thread", background(draw)),
+            ("computing, process", in_process),
+        ]
+        total = len(ways) * steps
+        with need("tqdm").tqdm(total=total, unit=" steps", leave=False, disable=None) as bar:
             try:
-                runs = [
-                    numbers.train("no plots", steps, every, None, bar),
-                    numbers.train("inline", steps, every, numbers.post, bar),
-                    numbers.train("background", steps, every, in_background, bar),
-                ]
+                runs = [numbers.train(name, steps, every, plot, bar) for name, plot in ways]
             except BackgroundError as error:
                 raise Trouble(
                     f"{error.count} pictures got lost on the way: {error.exceptions[0]!r}"
@@ -90,7 +101,7 @@ def run(folder: Path | None, steps: int | None, latency: float) -> None:
                 raise Trouble(f"the plotting service failed: {error!r}") from error
     print(table(runs))
     read = {f"{run.accuracy:.1%}" for run in runs}
-    print(f"Each of the three models reads {' or '.join(sorted(read))} of unseen digits right.")
+    print(f"Each of the models reads {' or '.join(sorted(read))} of unseen digits right.")
     draw_timelines(runs, latency, folder / "timelines.png")
     print(f"Pictures: {folder}\nWhere the time went: {folder / 'timelines.png'}")
 
@@ -105,7 +116,7 @@ class Run:
     loop_end: float = 0.0
     flush_end: float = 0.0
     calls: list[Span] = field(default_factory=list[Span])  # when the loop was inside plot(…)
-    plots: list[Span] = field(default_factory=list[Span])  # when a picture was drawn and posted
+    plots: list[Span] = field(default_factory=list[Span])  # when a picture was made
     accuracy: float = 0.0
 
     @property
@@ -135,7 +146,6 @@ class Numbers:
         images, targets = images / 16, self.numpy.eye(10)[digits]
         self.images, self.unseen_images = images[:1437], images[1437:]
         self.targets, self.unseen_digits = targets[:1437], digits[1437:]
-        self.plots: list[Span] = []
 
     def descend(self, weights: Any) -> float:
         """Change the weights in place by one step of gradient descent, and return the loss."""
@@ -177,26 +187,26 @@ class Numbers:
         self.image.imsave(file, picture, vmin=-1, vmax=1, cmap="RdBu", format="png")
         return file.getvalue()
 
-    def post(self, name: str, number: int, weights: Any, losses: list[float]) -> None:
-        """Draw a picture and post it to the plotting service: the slow call of the demo."""
+    def post(self, name: str, weights: Any, losses: list[float]) -> Span:
+        """Draw a picture and post it to the plotting service: the slow call that waits."""
         start = perf_counter()
         body = self.draw(weights, losses)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request("POST", f"/{name}-{number:04}.png", body)
+            connection.request("POST", f"/{name}", body)
             answer = connection.getresponse()
             if answer.status != 201:
                 raise http.client.HTTPException(f"{answer.status} {answer.reason}")
         finally:
             connection.close()
-        self.plots.append((start, perf_counter()))
+        return start, perf_counter()
 
-    def train(self, name: str, steps: int, every: int, plot: Post | None, bar: Any) -> Run:
+    def train(self, name: str, steps: int, every: int, plot: Plot | None, bar: Any) -> Run:
         """Run the training once; `plot` is the function, the decorated function or None."""
         run = Run(name, steps)
-        self.plots = run.plots
+        prefix = name.replace(", ", "-")
         weights, losses = self.numpy.zeros((64, 10)), list[float]()
-        futures: list[Future[Any]] = []
+        futures: list[Future[Span]] = []
         bar.set_description(name)
         run.start = perf_counter()
         try:
@@ -207,14 +217,17 @@ class Numbers:
                     if plot is not None:
                         before = perf_counter()
                         # Copies: the loop changes both before the picture is drawn.
-                        future = plot(name, step // every, weights.copy(), losses.copy())
+                        file = f"{prefix}-{step // every:04}.png"
+                        made = plot(file, weights.copy(), losses.copy())
                         run.calls.append((before, perf_counter()))
-                        if isinstance(future, Future):
-                            futures.append(future)  # pyright: ignore[reportUnknownArgumentType]
+                        if isinstance(made, Future):
+                            futures.append(made)
+                        else:
+                            run.plots.append(made)
             run.loop_end = perf_counter()
-            del futures[:]  # nobody looks at them: a failure is the flush's to raise
             flush(check=True)
             run.flush_end = perf_counter()
+            run.plots += [future.result() for future in futures]
         except KeyboardInterrupt:
             for future in futures:
                 future.cancel()
@@ -226,12 +239,31 @@ class Numbers:
         return run
 
 
+def draw_figure(folder: Path, name: str, weights: Any, losses: list[float]) -> Span:
+    """Draw the weights and the losses as a matplotlib figure: the slow call that computes.
+
+    The clock is the machine's, the same in every process of it.
+    """
+    start = perf_counter()
+    # A figure of its own, never pyplot, which keeps one current figure for all threads.
+    figure = need("matplotlib.figure").Figure(figsize=(6, 4), layout="constrained")
+    panels = figure.subplot_mosaic([list("01234"), list("56789"), ["loss"] * 5])
+    limit = abs(weights).max()
+    for digit in range(10):
+        panel = panels[str(digit)]
+        panel.imshow(weights[:, digit].reshape(8, 8), vmin=-limit, vmax=limit, cmap="RdBu")
+        panel.set_axis_off()
+    panels["loss"].plot(losses)
+    figure.savefig(folder / name)
+    return start, perf_counter()
+
+
 def table(runs: list[Run]) -> str:
     """Return where the time went, a line a run."""
-    lines = [f"\n{'plots':<12}{'pictures':>9}{'loop':>10}{'flush':>10}{'steps/s':>10}{'loop':>10}"]
+    lines = [f"\n{'plots':<21}{'pictures':>9}{'loop':>10}{'flush':>10}{'steps/s':>10}{'loop':>10}"]
     for run in runs:
         lines.append(
-            f"{run.name.removesuffix(' plots'):<12}{len(run.plots):>9}{run.loop:>8.2f} s"
+            f"{run.name.removesuffix(' plots'):<21}{len(run.plots):>9}{run.loop:>8.2f} s"
             f"{run.flush:>8.2f} s{run.steps / run.loop:>10,.0f}{run.loop / runs[0].loop:>9.2f}x"
         )
     return "\n".join(lines) + "\n"
@@ -241,7 +273,7 @@ def draw_timelines(runs: list[Run], latency: float, path: Path) -> None:
     """Draw when steps ran, when plots ran and where the loop stood still, one run a panel."""
     blue, orange, red, grey = "#3b6ea8", "#e39b3b", "#c8352e", "#5c5c5c"
     # Figures of their own, never pyplot, which keeps one current figure for all threads.
-    figure = need("matplotlib.figure").Figure(figsize=(12, 5.6), dpi=120, layout="constrained")
+    figure = need("matplotlib.figure").Figure(figsize=(12, 9.6), dpi=120, layout="constrained")
     need("matplotlib.backends.backend_agg").FigureCanvasAgg(figure)
     bare = runs[0].loop
     end = max(run.flush_end - run.start for run in runs)
@@ -282,7 +314,7 @@ def draw_timelines(runs: list[Run], latency: float, path: Path) -> None:
         fontsize=11,
     )
     figure.suptitle(
-        f"The same training; its plotting service takes {latency * 1000:g} ms to answer",
+        f"The same training; its plots wait {latency * 1000:g} ms for a service, or compute",
         x=0.01,
         ha="left",
         fontsize=13,
@@ -296,10 +328,10 @@ def headline(run: Run, bare: float) -> str:
     text = f"{run.name}: the loop took {run.loop:.2f} s"
     if run.calls:
         stood = f"{run.stood:.2f} s" if run.stood > 0.1 else f"{run.stood * 1000:.1f} ms"
-        text += f", {run.loop / bare:.2f} times that of no plots, and stood still for {stood}"
-        text += f" in {len(run.calls)} calls of plot"
+        text += f", {run.loop / bare:.2f} times that of no plots; {len(run.calls)} calls of plot "
+        text += f"held it up for {stood}"
     if run.flush > 0.001:
-        text += f"; then flush() took {run.flush:.2f} s"
+        text += f"; flush(): {run.flush:.2f} s"
     return text
 
 

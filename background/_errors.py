@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 
-__all__ = ["BackgroundError", "FlushTimeout", "WorkerDied"]
+__all__ = ["BackgroundError", "BacklogFull", "FlushTimeout", "WorkerDied"]
 
 
 class BackgroundError(ExceptionGroup[Exception]):
@@ -37,6 +37,18 @@ class FlushTimeout(TimeoutError):
         super().__init__(message)
         self.pending = pending
         self.calls = calls
+
+
+class BacklogFull(RuntimeError):
+    """A call was not made, because as many as may wait do already (`overflow="raise"`).
+
+    `function` is the function's name, `max_pending` its bound.
+    """
+
+    def __init__(self, message: str, function: str = "", max_pending: int = 0) -> None:
+        super().__init__(message)
+        self.function = function
+        self.max_pending = max_pending
 
 
 class WorkerDied(BrokenExecutor):

@@ -61,7 +61,8 @@ def pack_call(
             called = ("the object of the method", what[0])
         return [called, *positional, *by_name]
 
-    if what is not function or not _by_value(function):
+    plain = kind_of(function) is FunctionType or kind_of(function) is MethodType
+    if what is not function or not (plain or _by_value(function)):
         return _packed((what, args, kwargs), buffers, False, names)
     packed = None if buffers is None else _remembered(function)
     if buffers is None or packed is None:
@@ -239,7 +240,7 @@ def _remembered(function: Any) -> bytes | None:
     It takes cloudpickle up to 100 µs, at every call, to find that nothing has changed.
     """
     leaves: list[Any] = []
-    if type(function) is not FunctionType or not _gather(function, leaves, set()):
+    if type(function) is not FunctionType or not _gather(function, leaves, []):
         return None
     loaded = len(sys.modules)  # cloudpickle looks at which submodules there are
     before, then, packed = _functions.get(function, ([], 0, b""))
@@ -253,32 +254,31 @@ def _remembered(function: Any) -> bytes | None:
     return packed
 
 
-def _gather(function: Any, leaves: list[Any], seen: set[CodeType]) -> bool:
+def _gather(function: Any, leaves: list[Any], seen: list[Any]) -> bool:
     """Gather what the pickle of a function depends on; return False if some may change in place."""
-    code = function.__code__
-    if code in seen:
-        return True
-    seen.add(code)
-    leaves.append(code)
     if function.__dict__ or function.__kwdefaults__:
         return False
-    values = [value for _, value in _variables(function)]
-    for value in (*values, *(function.__defaults__ or ())):
+    seen.append(function)
+    leaves.append(function.__code__)
+    defaults = [("", value) for value in function.__defaults__ or ()]
+    for name, value in (*_variables(function), *defaults):
         kind = kind_of(value)
-        if kind in _CONSTANT:
-            leaves.append(value)
-        elif kind is ModuleType or kind is BuiltinFunctionType:
+        leaves.append(name)
+        if kind is FunctionType and _by_value(value):
+            if value not in seen and not _gather(value, leaves, seen):
+                return False
+            leaves.append(seen.index(value))
+            continue
+        if kind is ModuleType or kind is BuiltinFunctionType:
             module = value if kind is ModuleType else value.__self__  # a list, of list.append
             if type(module) is not ModuleType or sys.modules.get(module.__name__) is not module:
                 return False
-            leaves.append(value)
-        elif kind is FunctionType or isinstance(value, type):
-            if not _by_value(value):
-                leaves.append(value)
-            elif kind is not FunctionType or not _gather(value, leaves, seen):
+        elif isinstance(value, type):
+            if _by_value(value):
                 return False
-        else:
+        elif kind is not FunctionType and kind not in _CONSTANT:
             return False
+        leaves.append(value)
     return True
 
 
@@ -288,6 +288,8 @@ _CONSTANT = {type(None), bool, int, float, complex, str, bytes}
 def dragged(function: Any) -> list[tuple[str, int]]:
     """Return the large variables that a function sent by value takes along, and their bytes."""
     large: list[tuple[str, int]] = []
+    if type(function) is not FunctionType or not _by_value(function):
+        return large
     for name, value in _variables(function):
         with suppress(Exception):
             buffers: list[memoryview] = []
@@ -299,10 +301,6 @@ def dragged(function: Any) -> list[tuple[str, int]]:
 
 def _variables(function: Any) -> Iterator[tuple[str, Any]]:
     """Yield the variables outside a function that it, or a function inside it, may refer to."""
-    if type(function) is MethodType:
-        function = function.__func__
-    if type(function) is not FunctionType or not _by_value(function):
-        return
     code = function.__code__
     for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # it has no value yet
@@ -360,9 +358,8 @@ def _reason(value: object) -> BaseException | None:
 
 def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield what a value holds, and how to get at it."""
-    if isinstance(value, dict):
-        mapping: dict[Any, Any] = value
-        for key, item in list(mapping.items()):
+    if issubclass(kind_of(value), dict):
+        for key, item in list(value.items()):
             yield f"a key of {path}", key
             yield f"{path}[{key!r}]", item
     elif isinstance(value, list | tuple):
@@ -378,7 +375,7 @@ def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, MethodType):
         yield f"{path}.__self__", value.__self__
         yield path, value.__func__
-    elif isinstance(value, FunctionType):
+    elif isinstance(value, FunctionType) and _by_value(value):
         for name, item in _variables(value):
             if not isinstance(item, ModuleType):
                 yield f"{name}, which {path} refers to,", item

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
 import os
 import signal
-import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from background._call import (
     Call,
@@ -30,11 +30,9 @@ from background._call import (
 )
 from background._debug import watch
 from background._errors import BackgroundError, FlushTimeout
+from background._executors.foreign import ForeignExecutor, at_end
 from background._executors.threads import ThreadExecutor
 from background._workers import end_workers, forget_workers
-
-if TYPE_CHECKING:
-    import concurrent.futures
 
 __all__ = ["Stats", "check_executor", "configure", "flush", "settings", "stats"]
 
@@ -57,8 +55,10 @@ def check_executor(executor: object) -> Executor:
     """Return the executor, or raise a `TypeError` that says what to write."""
     if isinstance(executor, Executor):
         return executor
+    if isinstance(executor, concurrent.futures.Executor):
+        return ForeignExecutor(executor)
     hint = f"; write {executor.__name__}()" if isinstance(executor, type) else ""
-    raise TypeError(f"executor must be one of this package's executors, not {executor!r}{hint}")
+    raise TypeError(f"executor must be a concurrent.futures.Executor, not {executor!r}{hint}")
 
 
 class configure:
@@ -221,18 +221,9 @@ def tell(drain: Drain, who: str, seconds: float) -> None:
 def standing(call: Call[Any]) -> str:
     """Return for how long a call has run and at which line it stands."""
     for_seconds = f"for {monotonic() - call._since:.0f} s"
-    if call in waiting:
+    if call in waiting and not call.running():
         return f"has waited {for_seconds} to start"
-    owner = call._owner
-    if owner is not None and (stands := call._executor._stands(owner)) is not None:
-        return f"runs {for_seconds} {stands}"
-    frame = sys._current_frames().get(owner.ident) if owner is not None else None
-    if frame is None:
-        return f"runs {for_seconds}"
-    return (
-        f"runs {for_seconds} and stands at {frame.f_code.co_filename}:{frame.f_lineno} "
-        f"in {frame.f_code.co_qualname}"
-    )
+    return f"runs {for_seconds}{call._executor._stands(call)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +289,13 @@ def drain_at_exit() -> None:
             )
 
 
-def drain_or_drop() -> bool:
+def drain_before_pools_end() -> None:
+    """Wait for all calls as long as the pools of others take and run any."""
+    with suppress(KeyboardInterrupt):
+        drain_or_drop(last=False)
+
+
+def drain_or_drop(last: bool = True) -> bool:
     """Wait for all calls; return False if some were dropped instead."""
     with Drain(monotonic(), at_exit=True) as drain:
         try:
@@ -307,8 +304,9 @@ def drain_or_drop() -> bool:
             why = f"exit_timeout={settings.exit_timeout} s has passed"
         except KeyboardInterrupt:
             why = "interrupted"
-        with suppress(ValueError):  # not the main thread: no Ctrl-C comes here
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        if last:
+            with suppress(ValueError):  # not the main thread: no Ctrl-C comes here
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
         drop(why)
         return False
 
@@ -332,14 +330,18 @@ def drain_or_tell(drain: Drain) -> bool:
 def drop(why: str) -> None:
     """Cancel what has not started and say how many calls are dropped, and which one runs."""
     calls = [call for call in list(pending) if not call._executor._outlives]
-    running = [call for call in calls if call not in waiting]
+    running = [
+        f"; {describe(call)} {standing(call)}, and is given up"
+        for call in calls
+        if call.running()
+    ]
     count = sum(call.cancel() for call in calls)
     logger.warning(
         "%s: dropped %d background call%s that had not started%s",
         why,
         count,
         "s" * (count != 1),
-        "".join(f"; {describe(call)} {standing(call)}, and is given up" for call in running),
+        "".join(running),
     )
 
 
@@ -363,4 +365,5 @@ def after_fork() -> None:
 atexit.register(drain_at_exit)
 if register := getattr(threading, "_register_atexit", None):
     register(drain_in_forked_child)
+at_end.append(drain_before_pools_end)
 os.register_at_fork(after_in_child=after_fork)

@@ -20,7 +20,7 @@ from time import monotonic
 from typing import Any
 
 import background._channel as channels
-from background._channel import MOVE, RAISED, RETURNED, Channel
+from background._channel import MOVE, RAISED, READY, RETURNED, Channel
 from background._pickling import pack_error, pack_result, unpack_call
 
 __all__ = ["main"]
@@ -40,6 +40,7 @@ def main(connection: int, life: int) -> None:
         os.register_at_fork(after_in_child=functools.partial(os.close, descriptor))
     channel = Channel(socket.socket(fileno=connection))
     with suppress(EOFError, OSError):
+        channel.send(READY, b"")
         while True:
             serve(channel)
     channel.connection.detach()  # it closes when the process has ended, which the program sees

@@ -141,9 +141,9 @@ class WorkerExecutor(Executor):
         if max_workers <= 0:
             raise ValueError(f"max_workers must be greater than 0, not {max_workers}")
         self._name = name
-        self._number = next(_numbers)
         self._queue = Queue(max_workers, kind)
-        _executors[id(self)] = self
+        self._key = os.getpid(), next(_numbers)
+        _executors[self._key] = self
 
     def _accept(self, call: Call[Any]) -> None:
         queue = self._queue
@@ -242,12 +242,11 @@ class WorkerExecutor(Executor):
 
     def __reduce__(self) -> Any:
         # Here it is found again; in a worker process it becomes one of its kind there.
-        key = os.getpid(), self._number
-        _travelled[key] = self
-        return _arrive, (key, type(self), self._options())
+        return _arrive, (self._key, type(self), self._options())
 
 
-_travelled: weakref.WeakValueDictionary[tuple[int, int], WorkerExecutor] = (
+# By the process that made them, and a number: one that travels is found again by it.
+_executors: weakref.WeakValueDictionary[tuple[int, int], WorkerExecutor] = (
     weakref.WeakValueDictionary()
 )
 
@@ -255,11 +254,10 @@ _travelled: weakref.WeakValueDictionary[tuple[int, int], WorkerExecutor] = (
 def _arrive(
     key: tuple[int, int], kind: type[WorkerExecutor], options: dict[str, Any]
 ) -> WorkerExecutor:
-    executor = _travelled.get(key)
-    return executor or _travelled.setdefault(key, kind(**options))
+    executor = _executors.get(key)
+    return executor or _executors.setdefault(key, kind(**options))
 
 
-_executors: weakref.WeakValueDictionary[int, WorkerExecutor] = weakref.WeakValueDictionary()
 _ended = False  # the program's end has waited for all calls: later ones run in their caller
 
 

@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import section
+
 HERE = Path(__file__).parent
 TITLES = {
     "simple_queue": "SimpleQueue and a worker (the floor: no future, no errors)",
@@ -112,7 +114,9 @@ def main() -> None:
     """Measure, print the tables, write RESULTS.md and results.png."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
-    parser.add_argument("--only", choices=[*MEASURES, "snapshot"], help="this measure alone")
+    parser.add_argument(
+        "--only", choices=[*MEASURES, "snapshot", "process"], help="this measure alone"
+    )
     parser.add_argument("--output", type=Path, default=HERE, help="the folder of the results")
     options = parser.parse_args()
     rounds = 1 if options.quick else 7
@@ -141,6 +145,8 @@ def main() -> None:
                     for key, value in (run(python, name, measure, count, env) or {}).items():
                         table.setdefault(name, {}).setdefault(key, []).append(value)
         copies = snapshots(ours, rounds) if options.only in (None, "snapshot") else []
+        if options.only in (None, "process"):
+            copies += section(ours, rounds, options.quick)
         imports = import_cost(ours, 2 if options.quick else 20)
 
     text = report(results, copies, imports, rounds, installed)

@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import hypothesis
 import pytest
@@ -15,6 +15,7 @@ import pytest
 import background
 from background import InlineExecutor, ProcessExecutor, SQLiteExecutor, ThreadExecutor
 from background._call import failures
+from background._executors.foreign import ForeignExecutor
 
 hypothesis.settings.register_profile("patient", deadline=None)
 hypothesis.settings.load_profile("patient")
@@ -24,6 +25,7 @@ IN_MEMORY: dict[str, Callable[[], Executor]] = {
     "thread": ThreadExecutor,
     "four threads": lambda: ThreadExecutor(4),
     "inline": InlineExecutor,
+    "foreign": lambda: ForeignExecutor(ThreadPoolExecutor(1)),
 }
 EXECUTORS: dict[str, Callable[[], Executor]] = {
     **IN_MEMORY,

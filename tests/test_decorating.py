@@ -99,9 +99,6 @@ def generator() -> Any:
     yield 1
 
 
-async def coroutine() -> None: ...
-
-
 @pytest.mark.parametrize(
     ("thing", "advice"),
     [
@@ -109,7 +106,6 @@ async def coroutine() -> None: ...
         (property(lambda _: 1), "a property"),
         (generator, "a generator"),
         (functools.partial(generator), "a generator"),
-        (coroutine, "an async function"),
         (7, "not callable"),
         (add, "decorated already"),
         (staticmethod(generator), "a generator"),

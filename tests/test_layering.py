@@ -6,8 +6,8 @@ from pathlib import Path
 import background
 
 ROOT = Path(background.__file__).parent
-LAYERS = ["_channel", "_pickling", "_worker", "_store", "_durable_worker", "_errors"]
-LAYERS += ["_snapshot", "_call", "_debug", "_workers", "_executors", "_runtime", "_decorator", ""]
+LAYERS = ["_channel", "_pickling", "_worker", "_store", "_durable_worker", "_errors", "_snapshot"]
+LAYERS += ["_call", "_debug", "_workers", "_executors", "_runtime", "_backlog", "_decorator", ""]
 LAYERS += ["_demo", "_durable_commands", "__main__"]
 
 

@@ -443,6 +443,22 @@ def test_functions_are_as_they_are_at_the_call(tmp_path: Path) -> None:
         def counter(n):
             return lambda: n
         assert [submit(counter(i)).result(20) for i in range(3)] == [0, 1, 2]
+        one, two = counter(1), counter(2)
+        def both():
+            return one(), two()
+        assert submit(both).result(20) == (1, 2)
+        two = counter(3)
+        assert submit(both).result(20) == (1, 3)
+        one, two = two, one
+        assert submit(both).result(20) == (3, 1)
+        two = one
+        assert submit(both).result(20) == (3, 3)
+        two = third = counter(1)
+        def three():
+            return one(), two(), third()
+        assert submit(three).result(20) == (3, 1, 1)
+        third = one
+        assert submit(three).result(20) == (3, 1, 3)
         def fact(n):
             return n * fact(n - 1) if n else 1
         assert submit(fact, 5).result(20) == 120
@@ -479,19 +495,22 @@ def test_killed_between_calls(executor: ProcessExecutor) -> None:
         assert executor.submit(os.getpid).result(20) != pid
 
 
-def test_killed_while_starting(executor: ProcessExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("moment", ["launch", "start"])
+def test_killed_while_starting(
+    moment: str, executor: ProcessExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """E3: a process that dies before it has the call is replaced; if all do, that is said."""
-    start, deaths = Process.start, [2]
+    start, deaths = getattr(Process, moment), [2]
 
     def start_and_die(self: Process) -> Channel:
-        channel = start(self)
+        channel: Channel = start(self)
         if deaths[0]:
             deaths[0] -= 1
             assert self.pid is not None
             os.kill(self.pid, signal.SIGKILL)
         return channel
 
-    monkeypatch.setattr(Process, "start", start_and_die)
+    monkeypatch.setattr(Process, moment, start_and_die)
     assert executor.submit(abs, -1).result(20) == 1
     executor.submit(die).exception(20)
     deaths[0] = 3
@@ -600,13 +619,11 @@ def test_out_of_memory(executor: ProcessExecutor) -> None:
 
 def test_a_call_that_hangs_is_ended() -> None:
     """Process: timeout ends a call that runs too long with its process; the next ones run."""
-    with ProcessExecutor(timeout=0.2) as executor:
+    with ProcessExecutor(timeout=2) as executor:
         pid = executor.submit(os.getpid).result(20)
         gate = executor.submit(signal.pause)
         after = executor.submit(os.getpid)
-        with pytest.raises(
-            TimeoutError, match=r"pause\(…\), called at .* longer than timeout=0.2 s"
-        ):
+        with pytest.raises(TimeoutError, match=r"pause\(…\), called at .* longer than timeout=2 s"):
             gate.result(20)
         assert after.result(20) != pid
         wait_for_end(pid)
@@ -631,8 +648,9 @@ def test_no_process_can_be_started(
 # -- What calls do ---------------------------------------------------------------------------
 
 
-def test_streams(tmp_path: Path) -> None:
+def test_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Process: what a call prints is there before its outcome; it has no standard input."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
     process = script(
         """
         from background import ProcessExecutor, background
@@ -832,30 +850,34 @@ def test_forks_while_processes_start(tmp_path: Path) -> None:
     assert (lines, err) == (["0"] * 20, "")
 
 
-def test_ctrl_c_for_the_whole_group(tmp_path: Path) -> None:
-    """W3: Ctrl-C in the terminal is for the program, which drops what waits and says how many."""
+def in_a_group(body: str, tmp_path: Path) -> subprocess.Popen[str]:
+    """Start a program in a process group of its own, as a terminal does."""
     path = tmp_path / "train.py"
-    path.write_text(
-        textwrap.dedent(
-            """
-            import os, threading
-            from background import ProcessExecutor, background
-            @background(executor=ProcessExecutor())
-            def hang(i):
-                print("hangs", flush=True)
-                threading.Event().wait()
-            for i in range(30):
-                hang(i)
-            """
-        )
-    )
-    process = subprocess.Popen(
+    path.write_text(textwrap.dedent(body))
+    return subprocess.Popen(
         [sys.executable, str(path)],
         env=ENV,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
+    )
+
+
+def test_ctrl_c_for_the_whole_group(tmp_path: Path) -> None:
+    """W3: Ctrl-C in the terminal is for the program, which drops what waits and says how many."""
+    process = in_a_group(
+        """
+        import os, threading
+        from background import ProcessExecutor, background
+        @background(executor=ProcessExecutor())
+        def hang(i):
+            print("hangs", flush=True)
+            threading.Event().wait()
+        for i in range(30):
+            hang(i)
+        """,
+        tmp_path,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -870,6 +892,40 @@ def test_ctrl_c_for_the_whole_group(tmp_path: Path) -> None:
     assert "in the worker process" in err
     assert "Traceback" not in err + out
     assert process.returncode == 0
+
+
+def test_ctrl_c_leaves_the_call_alone(tmp_path: Path) -> None:
+    """W1: Ctrl-C in the terminal ends a flush; the call in its process goes on."""
+    os.mkfifo(tmp_path / "fifo")
+    process = in_a_group(
+        f"""
+        from background import ProcessExecutor, background, flush
+        @background(executor=ProcessExecutor())
+        def waits():
+            print("waits", flush=True)
+            with open({str(tmp_path / "fifo")!r}) as fifo:
+                return fifo.readline()
+        try:
+            future = waits()
+            flush()
+        except KeyboardInterrupt:
+            print("caught", flush=True)
+        print(future.result())
+        """,
+        tmp_path,
+    )
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "waits\n"
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout.readline() == "caught\n"
+        with open(os.open(tmp_path / "fifo", os.O_RDWR), "w") as fifo:  # waits for nobody
+            fifo.write("goes on\n")
+            fifo.flush()
+            out, err = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert (out, err) == ("goes on\n\n", "")
 
 
 def test_the_end_is_quiet(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis.stateful import (
 
 from background import (
     BackgroundError,
+    BacklogFull,
     Future,
     ThreadExecutor,
     background,
@@ -23,6 +24,7 @@ from background import (
     flush,
     stats,
 )
+from background._backlog import Overflow
 from background._call import failures, logger
 
 
@@ -37,6 +39,9 @@ class Model:
         self.looked = False
         self.dropped = False
         self.future: Future[None] | None = None
+
+
+OVERFLOWS: list[Overflow] = ["block", "drop_oldest", "drop_newest", "raise"]
 
 
 class Machine(RuleBasedStateMachine):
@@ -57,7 +62,15 @@ class Machine(RuleBasedStateMachine):
         self.ran: list[int] = []
         self.expected: list[int] = []
         self.failed = self.succeeded = self.cancelled = self.logged = 0
-        self.unseen = self.made = 0
+        self.unseen = self.made = self.overflown = 0
+        self.bounded = {
+            overflow: background(max_pending=1, overflow=overflow)(self.ran.append)
+            for overflow in OVERFLOWS
+        }
+        self.places: dict[str, list[int]] = {overflow: [] for overflow in OVERFLOWS}
+        self.queued: list[int] = []  # the numbers of all that wait, in their order
+        self.held_up: list[int] = []  # come after them: by threads that wait for a place
+        self.threads: list[threading.Thread] = []
         self.close()
 
     def close(self) -> None:
@@ -74,10 +87,17 @@ class Machine(RuleBasedStateMachine):
     def settle(self) -> None:
         """Let the model run what waits."""
         self.succeeded += 1  # the holding call
+        self.queued += self.held_up
+        self.held_up.clear()
+        self.expected += self.queued
+        numbers = {model.number for model in self.models}
+        self.succeeded += sum(number not in numbers for number in self.queued)
+        self.queued.clear()
+        for places in self.places.values():
+            places.clear()
         for model in self.models:
             if model.state != "waiting":
                 continue
-            self.expected.append(model.number)
             self.expected.extend(-model.number for _ in range(model.children))
             self.succeeded += model.children
             if model.fails:
@@ -94,6 +114,8 @@ class Machine(RuleBasedStateMachine):
     def drain(self, check: bool) -> None:
         """Open the gate, flush, compare, and hold the worker again."""
         self.gate.set()
+        while self.threads:
+            self.threads.pop().join(20)
         self.settle()
         if check and self.unseen:
             with pytest.raises(BackgroundError) as caught:
@@ -117,6 +139,7 @@ class Machine(RuleBasedStateMachine):
         number = self.made
         model = Model(number, fails, children)
         self.models.append(model)
+        self.queued.append(number)
 
         @background
         def child() -> None:
@@ -134,6 +157,41 @@ class Machine(RuleBasedStateMachine):
         model.future = parent()
         return model
 
+    @rule(overflow=st.sampled_from(OVERFLOWS), times=st.integers(1, 3))
+    def call_bounded(self, overflow: Overflow, times: int) -> None:
+        """Make calls of a function of which one may wait."""
+        for _ in range(times):
+            self.call_one(overflow)
+
+    def call_one(self, overflow: Overflow) -> None:
+        self.made += 1
+        number, call, places = self.made, self.bounded[overflow], self.places[overflow]
+        full = len(places) >= 1
+        if not full or overflow == "drop_oldest":
+            call(number)
+        elif overflow == "raise":
+            with pytest.raises(BacklogFull):
+                call(number)
+            return
+        elif overflow == "drop_newest":
+            assert call(number).cancelled()
+            self.overflown += 1
+            return
+        else:
+            thread = threading.Thread(target=call, args=(number,))
+            thread.start()
+            self.threads.append(thread)
+            line = call._self_put.__self__.line  # type: ignore[attr-defined]
+            while len(line) < len(self.threads):
+                threading.Event().wait(0.0005)
+            self.held_up.append(number)
+            return
+        if full and overflow == "drop_oldest":
+            self.queued.remove(places.pop(0))
+            self.overflown += 1
+        places.append(number)
+        self.queued.append(number)
+
     @rule(model=calls)
     def cancel(self, model: Model) -> None:
         """Cancel a call: exactly the waiting ones can be."""
@@ -141,6 +199,7 @@ class Machine(RuleBasedStateMachine):
         assert model.future.cancel() == (model.state in ("waiting", "cancelled"))
         if model.state == "waiting":
             model.state = "cancelled"
+            self.queued.remove(model.number)
             self.cancelled += 1
 
     @rule(model=consumes(calls))
@@ -191,18 +250,20 @@ class Machine(RuleBasedStateMachine):
     def counts(self) -> None:
         """Compare the counts, which always add up."""
         now = stats()
-        waiting = sum(model.state == "waiting" for model in self.models)
-        assert now.waiting == waiting
+        assert now.waiting == len(self.queued)
         assert now.running == 1
         assert now.failed - self.before.failed == self.failed
         assert now.succeeded - self.before.succeeded == self.succeeded
         assert now.cancelled - self.before.cancelled == self.cancelled
+        assert now.dropped - self.before.dropped == self.overflown
         done = now.succeeded + now.failed + now.cancelled + now.dropped
         assert now.submitted == now.waiting + now.running + done
 
     def teardown(self) -> None:
         """Run what is left."""
         self.gate.set()
+        while self.threads:
+            self.threads.pop().join(20)
         flush(30)
         self.restore.__exit__(None, None, None)
         failures.take()

@@ -61,7 +61,7 @@ def test_a_call_that_waits_is_not_told(burst: bool, clock: Clock, log: Log) -> N
     """T1: a function that waits never gets the hint, whatever short calls compute beside it."""
     held = Held()
     for _ in range(50):
-        for _ in range(200):
+        for _ in range(150):
             held.executor.submit(clock.computes, 0.0009)
         held.executor.submit(clock.waits)
         if not burst:

@@ -18,7 +18,7 @@ from types import CodeType
 from typing import Any, cast
 
 import background._channel as channels
-from background._call import Call, Thread, describe, logger, own_files, this_thread
+from background._call import Call, describe, logger, own_files, this_thread
 from background._channel import CALL, MOVE, RAISED, Channel, Message
 from background._errors import WorkerDied
 from background._pickling import LARGE, dragged, pack_call, unpack_call, unpack_error
@@ -72,7 +72,7 @@ class ProcessExecutor(WorkerExecutor):
 
     _packs = True
 
-    def __init__(self, max_workers: int = 1, *, timeout: float | None = None) -> None:
+    def __init__(self, max_workers: int = 1, timeout: float | None = None) -> None:
         if timeout is not None:
             if isinstance(timeout, bool) or not isinstance(timeout, int | float):
                 raise TypeError(f"timeout must be seconds or None, not {timeout!r}")
@@ -96,11 +96,12 @@ class ProcessExecutor(WorkerExecutor):
             tell_of_dragged(function, call)
         return data, *copies
 
-    def _stands(self, owner: Thread) -> str | None:
+    def _stands(self, call: Call[Any]) -> str:
         for worker in self._queue.workers:
-            if worker.thread is owner and isinstance(worker, ProcessWorker):
-                return f"in the worker process {worker.process.pid}"
-        return None
+            if worker.thread is call._owner and isinstance(worker, ProcessWorker):
+                pid = worker.process.pid
+                return "" if pid is None else f" in the worker process {pid}"
+        return super()._stands(call)
 
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "timeout": self._timeout}
@@ -197,8 +198,8 @@ class Process:
     def exchange(self, data: bytes, copies: tuple[bytearray, ...]) -> Message:
         ended = ""
         for _ in range(ATTEMPTS):
-            channel = self.channel or self.start()
             try:
+                channel = self.channel or self.start()
                 self.move(channel)
                 channel.send(CALL, data, copies)
                 if self.answers_in_time(channel):
@@ -240,6 +241,15 @@ class Process:
         return bool(poll.poll(math.ceil(self.timeout * 1000)))
 
     def start(self) -> Channel:
+        """Start the process; return once it can take calls, so that `timeout` is for those."""
+        channel = self.launch()
+        try:
+            channel.receive()
+        except EOFError:
+            raise ConnectionResetError from None  # for `exchange`: no call had started
+        return channel
+
+    def launch(self) -> Channel:
         with _starting:
             ours, theirs = socket.socketpair()
             watched, self.life = os.pipe()

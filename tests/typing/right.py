@@ -3,6 +3,7 @@
 import copy
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar, assert_type, overload
 
 from background import (
@@ -53,7 +54,31 @@ def copy_curve(curve: Curve, memo: dict[int, object]) -> Curve:
     return made
 
 
+@background
+async def fetch(step: int, *, title: str = "") -> str:
+    return title * step
+
+
 class Shape:
+    @background
+    async def async_method(self, x: int) -> str:
+        return str(x)
+
+    @background
+    @classmethod
+    async def async_class(cls, x: int) -> str:
+        return str(x)
+
+    @background
+    @staticmethod
+    async def async_static(x: int) -> str:
+        return str(x)
+
+    @classmethod
+    @background(max_pending=3)
+    async def inner_async(cls, x: int) -> str:
+        return str(x)
+
     @background
     def method(self, x: int) -> str:
         return str(x)
@@ -120,13 +145,19 @@ assert_type(Shape.inner_class(1), Future[str])
 assert_type(Shape.outer_class(1), Future[str])
 assert_type(Shape.inner_static(1), Future[str])
 assert_type(Shape.outer_static(1), Future[str])
+assert_type(fetch(1, title="a"), Future[str])
+assert_type(fetch(1).result(), str)
+assert_type(Shape().async_method(1), Future[str])
+assert_type(Shape.async_class(1), Future[str])
+assert_type(Shape.async_static(1), Future[str])
+assert_type(Shape.inner_async(1), Future[str])
 assert_type(background(functools.partial(pow, 2.0))(3.0).exception(), BaseException | None)
 assert_type(ThreadExecutor().submit(len, "four"), Future[int])
-assert_type(background(same)(1), Future[int])
 assert_type(Box(1).get(), Future[int])
-assert_type(first(["a"]), Future[str])
 assert_type(size(1), Future[int])
 assert_type(size("a"), Future[str])
+generic = background(same)  # mypy takes what it returns for a coroutine, pyright does not
+assert_type(generic(1), Future[int])  # type: ignore[assert-type, arg-type]
 callback: Callable[[int], Future[int]] = bracketed
 flush()
 flush(1.5, check=True)
@@ -136,3 +167,14 @@ with configure(executor=InlineExecutor(), exit_timeout=3, debug=True):
 
 async def wait() -> None:
     assert_type(await plot(1), str)
+    assert_type(await fetch(1), str)
+
+
+@background(max_pending=1, overflow="drop_oldest")
+def live(step: int) -> int:
+    return step
+
+
+assert_type(live(1), Future[int])
+assert_type(background(len, max_pending=3)("four"), Future[int])
+assert_type(background(len, executor=ThreadPoolExecutor())("four"), Future[int])

@@ -8,6 +8,11 @@ def plot(step: int, *, title: str = "") -> str:
     return title * step
 
 
+@background
+async def fetch(step: int) -> str:
+    return str(step)
+
+
 class Shape:
     @background
     def method(self, x: int) -> str:
@@ -30,3 +35,7 @@ background(snapshot=1)  # type: ignore[call-overload]  # pyright: ignore[reportA
 text: str = snapshot([1])  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
 snapshot.register(int, len)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 flush("soon")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+background(len, max_pending="1")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+background(overflow="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
+fetch("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+fetch(1).upper()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]

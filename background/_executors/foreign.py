@@ -1,0 +1,250 @@
+"""Calls on anybody's `concurrent.futures.Executor`."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import reduce
+from types import FunctionType, MethodType
+from typing import Any
+
+from background._call import Call, Executor, Thread, let_go, run_here, this_thread, waiting
+
+__all__ = ["ForeignExecutor", "at_end"]
+
+# What is called before the pools end: theirs are hooks of `threading`, earlier than `atexit`.
+at_end: list[Callable[[], object]] = []
+_hooked: set[type] = set()
+_ended = False
+
+
+class ForeignExecutor(Executor):
+    """Run calls on an executor that knows nothing of this package.
+
+    It is given a `Shipment` for each call. An error that its `submit` raises is the outcome
+    of that call. A call that runs in another process counts as waiting until it is done.
+    """
+
+    def __init__(self, executor: concurrent.futures.Executor) -> None:
+        self._foreign = executor
+        self._closed = False
+        self._process = os.getpid()
+        self._shipments: dict[Call[Any], Shipment] = {}
+
+    def _accept(self, call: Call[Any]) -> None:
+        if self._closed:
+            raise RuntimeError(
+                "this executor was shut down: it takes no calls any more; "
+                "make a new executor, or shut it down after the last call"
+            )
+        if self._process != os.getpid():
+            run_here(call)  # E4: the workers of the pool stayed behind at the fork
+            del call
+            return
+        shipment = self._shipments[call] = Shipment(self, call)
+        try:
+            future: Any = self._foreign.submit(shipment)
+            shipment.future = future
+            future.add_done_callback(shipment.done)
+        except Exception as error:
+            self._refused(shipment, error)
+        else:
+            if type(self._foreign) not in _hooked:
+                # Now, not earlier: loky registers its own hook at its first call, and they
+                # run in the reverse order. It is too late if the program ends already.
+                _hooked.add(type(self._foreign))
+                with suppress(RuntimeError):
+                    threading._register_atexit(_before_pools_end)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        del call, shipment  # the traceback of a failure or a refusal keeps this frame
+
+    def _refused(self, shipment: Shipment, error: Exception) -> None:
+        """End a call that the executor did not take as it should."""
+        shipment.future = None
+        call = shipment.take()
+        if call is None:
+            return  # it runs, or has run, all the same
+        if _ended or "new thread" in str(error):
+            run_here(call)  # E4
+        else:
+            if isinstance(error, AttributeError) and error.name == "add_done_callback":
+                error = TypeError(f"{self._foreign!r} returned {error.obj!r} instead of a Future")
+            _end(self._foreign, call, None, error)
+        del call, error
+
+    def _revoke(self, call: Call[Any]) -> bool:
+        shipment = self._shipments.get(call)
+        if shipment is None:
+            return True
+        future = shipment.future
+        if future is None:  # it is just being handed over
+            return not shipment.pickled
+        shipment.revoked = True  # `done` leaves it to whoever asks now
+        shipment.revoked = bool(future.cancel())
+        return shipment.revoked
+
+    def _forget(self, call: Call[Any]) -> None:
+        if shipment := self._shipments.get(call):
+            shipment.take()
+
+    def _runs(self, call: Call[Any]) -> bool:
+        shipment = self._shipments.get(call)
+        future = None if shipment is None else shipment.future
+        return future is not None and bool(future.running())
+
+    def _serves(self, here: Thread) -> bool:
+        return here.queue is self._foreign
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no further calls, and shut the executor down."""
+        self._closed = True
+        self._foreign.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def __repr__(self) -> str:
+        return f"ForeignExecutor({self._foreign!r})"
+
+
+class Shipment:
+    """What a foreign executor calls.
+
+    In this process that runs the call. If the executor pickles it instead, function and
+    arguments travel, and the outcome comes back by the executor's future.
+    """
+
+    def __init__(self, executor: ForeignExecutor, call: Call[Any]) -> None:
+        self.executor = executor
+        self.call: Call[Any] | None = call
+        self.future: Any = None  # the executor's
+        self.pickled = False
+        self.revoked = False
+
+    def take(self) -> Call[Any] | None:
+        """Return the call, the first time."""
+        call, self.call = self.call, None
+        if call is not None and self.executor._shipments.pop(call, None) is not None:
+            return call
+        return None
+
+    def __call__(self) -> None:
+        """Run the call."""
+        call = self.call
+        if call is None:
+            return
+        here = this_thread()
+        outer, here.queue = here.queue, self.executor._foreign
+        try:
+            condition = call._run(here)
+        except BaseException as error:  # raised into this thread, between our lines
+            condition = None
+            if not call.done():
+                call._abandon(here, error)
+        here.queue = outer
+        self.take()
+        del call
+        let_go(here, condition)
+
+    def done(self, future: Any) -> None:
+        """Take over what became of the executor's future, unless the call ran here."""
+        self.future = None
+        call = self.call
+        if call is None or call not in waiting:
+            return
+        result, error = None, None
+        if future.cancelled():
+            self.take()
+            if not self.revoked and call._retract():
+                this_thread().cancelled += 1
+            return
+        try:
+            error = future.exception(0)
+            result = None if error is not None else future.result(0)
+        except BaseException as problem:
+            error = problem
+        if self.take() is not None:
+            _end(self.executor._foreign, call, result, error)
+        del call, result, error, future
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self.pickled = True
+        call = self.call
+        args = None if call is None else waiting.get(call)
+        if call is None or args is None:
+            return _nothing, ()  # it was cancelled
+        function: Any = call._function
+        if isinstance(function, MethodType):
+            function, args = function.__func__, (function.__self__, *args)
+        # A worker that can't import our `__main__` is sent functions by value (loky's cloudpickle).
+        imports = isinstance(self.executor._foreign, concurrent.futures.ProcessPoolExecutor)
+        if isinstance(function, FunctionType) and (imports or function.__module__ != "__main__"):
+            with suppress(AttributeError, KeyError):
+                named = _find(function.__module__, function.__qualname__)
+                if named is not function and _undecorated(named) is function:
+                    # Its name stands for the decorated function.
+                    function = Named(function.__module__, function.__qualname__)
+        return Sent, (function, args, call._kwargs or {})
+
+
+class Sent:
+    """A call in another process."""
+
+    def __init__(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+
+    def __call__(self) -> Any:
+        """Call the function; the outcome goes back with the executor's future."""
+        return self.function(*self.args, **self.kwargs)
+
+
+class Named:
+    """A decorated function, pickled by name, to be called without its decorator."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self.module = module
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        __import__(self.module)
+        return _undecorated(_find(self.module, self.name))(*args, **kwargs)
+
+
+def _find(module: str, name: str) -> Any:
+    return reduce(getattr, name.split("."), sys.modules[module])
+
+
+def _undecorated(named: Any) -> Any:
+    inner = named.__wrapped__
+    return getattr(inner, "__func__", inner)
+
+
+def _nothing() -> Any:
+    """Stand for a call that was cancelled before it was pickled."""
+    return int
+
+
+def _end(
+    foreign: concurrent.futures.Executor,
+    call: Call[Any],
+    result: Any,
+    error: BaseException | None,
+) -> None:
+    """End a call by what came of it elsewhere."""
+    here = this_thread()
+    outer, here.queue = here.queue, foreign  # its done callbacks run on one of its threads
+    condition = None
+    if call._start(here) is not None:
+        condition = call._finish(here, result, error)
+    here.queue = outer
+    del call, result, error
+    let_go(here, condition)
+
+
+def _before_pools_end() -> None:
+    global _ended
+    for drain in at_end:
+        drain()
+    _ended = True
