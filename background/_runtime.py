@@ -331,9 +331,7 @@ def drop(why: str) -> None:
     """Cancel what has not started and say how many calls are dropped, and which one runs."""
     calls = [call for call in list(pending) if not call._executor._outlives]
     running = [
-        f"; {describe(call)} {standing(call)}, and is given up"
-        for call in calls
-        if call.running()
+        f"; {describe(call)} {standing(call)}, and is given up" for call in calls if call.running()
     ]
     count = sum(call.cancel() for call in calls)
     logger.warning(

@@ -171,7 +171,7 @@ class SQLiteExecutor(Executor):
         if not desk.attend():
             desk.run()  # no thread can be started: the outcomes are brought by this one
 
-    def _stands(self, owner: Thread) -> str:
+    def _stands(self, call: Call[Any]) -> str:
         return f"in a worker of {self._path}"
 
     # -- For people -----------------------------------------------------------------------
