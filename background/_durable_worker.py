@@ -190,7 +190,8 @@ class Worker:
         while not self.stop:
             claim = None
             try:
-                self.life.hold(self.id)  # the last call may have lost it: see `Life`
+                for byte in (SOMEBODY, self.id):  # the last call may have lost them: see `Life`
+                    self.life.hold(byte)
                 if monotonic() >= look:
                     for owner in self.store.orphans(self.life):
                         self.store.bury(owner)

@@ -256,17 +256,19 @@ class Desk:
         """Start a worker if none lives."""
         if self.options is None:
             return
-        if self.life.taken(SOMEBODY):
-            if self.starts:
-                self.starts.clear()
-            return
-        if self.starts and monotonic() < self.starts[-1] + 1:
-            return
-        self.starts.append(monotonic())
+        trouble = ""
         try:
+            if self.life.taken(SOMEBODY):
+                if self.starts:
+                    self.starts.clear()
+                return
+            if self.starts and monotonic() < self.starts[-1] + 1:
+                return
+            self.starts.append(monotonic())
             self.start_worker()
-            trouble = len(self.starts) > 5 and "it ends as soon as it starts"
-        except OSError as error:
+            if len(self.starts) > 5:
+                trouble = "it ends as soon as it starts"
+        except OSError as error:  # the call is in the file all the same
             trouble = str(error)
         if trouble and not self.told:
             self.told = True
@@ -350,7 +352,8 @@ class Desk:
             try:
                 self.look(here)
             except StoreError as error:
-                self.fail_all(here, error)
+                if not error.passing:
+                    self.fail_all(here, error)
             except BaseException:  # raised into this thread, between our lines
                 logger.exception("the thread that brings outcomes from %s goes on", self.path)
             time.sleep(POLL)
