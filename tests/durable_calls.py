@@ -93,12 +93,12 @@ def lose_the_lock(path: str, lock: str) -> str:
     """Open and close the file of the locks, as a copy of the folder would, then wait."""
     first = not os.path.exists(f"{path}.log")
     write(f"{path}.log", "ran")
-    if not first:
-        return "second"
-    os.close(os.open(lock, os.O_RDONLY))
-    Path(f"{path}.started").touch()
-    until(f"{path}.gate")
-    return "first"
+    if first:
+        os.close(os.open(lock, os.O_RDONLY))
+    name = "first" if first else "second"
+    Path(f"{path}.{name}").touch()
+    until(f"{path}.{name}.gate")
+    return name
 
 
 def wait_for_another(executor_of: str, number: int) -> int:

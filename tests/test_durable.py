@@ -545,19 +545,22 @@ def test_a_worker_that_was_thought_dead(quiet: SQLiteExecutor, file: Path, tmp_p
     path = str(tmp_path / "call")
     future = quiet.submit(calls.lose_the_lock, path, f"{file}-lock")
     first = command("worker", "--drain", file)
-    calls.until(f"{path}.started")
-    say("worker", "--drain", file)
-    assert future.result(60) == "second"
-    Path(f"{path}.gate").touch()
+    calls.until(f"{path}.first")
+    second = command("worker", "--drain", file)
+    calls.until(f"{path}.second")
+    Path(f"{path}.first.gate").touch()
     _, err = end(first)
     assert "was given to another worker" in err
+    Path(f"{path}.second.gate").touch()
+    end(second)
+    assert future.result(60) == "second"
     assert calls.lines(f"{path}.log") == ["ran", "ran"]
 
 
 def test_a_worker_takes_its_lock_again(quiet: SQLiteExecutor, file: Path, tmp_path: Path) -> None:
     """Durable: a call that loses the worker's lock endangers itself alone, not the next one."""
     path = str(tmp_path / "call")
-    Path(f"{path}.gate").touch()
+    Path(f"{path}.first.gate").touch()
     quiet.submit(calls.lose_the_lock, path, f"{file}-lock")
     future = quiet.submit(calls.held, f"{path}2")
     first = command("worker", "--drain", file)
@@ -653,7 +656,7 @@ def test_no_worker_can_be_started(
 def test_modules_of_the_same_name(file: Path, tmp_path: Path) -> None:
     """Durable: programs whose modules share a name, or change, get their own code."""
     said = []
-    for folder, text in [("one", "1"), ("two", "2"), ("one", "3")]:
+    for folder, text in [("one", "1"), ("two", "2"), ("two", "333")]:
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "mine.py").write_text(f"def get(): return {text}\n")
         out, _ = end(
@@ -669,8 +672,8 @@ def test_modules_of_the_same_name(file: Path, tmp_path: Path) -> None:
             )
         )
         said.append(out.split())
-    folders = [str(tmp_path / folder) for folder in ("one", "two", "one")]
-    assert said == [[text, folder] for text, folder in zip("123", folders, strict=True)]
+    folders = [str(tmp_path / folder) for folder in ("one", "two", "two")]
+    assert said == [list(pair) for pair in zip(["1", "2", "333"], folders, strict=True)]
 
 
 def test_code_that_is_gone(quiet: SQLiteExecutor, file: Path, tmp_path: Path) -> None:
