@@ -451,7 +451,7 @@ def gone(pid: int) -> bool:
     """Tell whether a process is no more; one that waits for a parent that doesn't look is."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return True
 
 

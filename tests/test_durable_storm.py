@@ -96,7 +96,7 @@ def storm(folder: Path, wanted: int, kills: int) -> Counter[str]:
 def parent(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0
 
 
