@@ -20,6 +20,8 @@ Arguments are passed, not copied: over a function that draws what the program ch
 write `@background(snapshot=True)`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from background._call import Future
 from background._decorator import background
 from background._errors import BackgroundError, BacklogFull, FlushTimeout, WorkerDied
@@ -29,6 +31,9 @@ from background._executors.threads import ThreadExecutor
 from background._runtime import configure, flush, stats
 from background._snapshot import snapshot
 
+if TYPE_CHECKING:
+    from background._executors.sqlite import SQLiteExecutor
+
 __all__ = [
     "BackgroundError",
     "BacklogFull",
@@ -36,6 +41,7 @@ __all__ = [
     "Future",
     "InlineExecutor",
     "ProcessExecutor",
+    "SQLiteExecutor",
     "ThreadExecutor",
     "WorkerDied",
     "background",
@@ -44,3 +50,12 @@ __all__ = [
     "snapshot",
     "stats",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded by those who use it: it takes as long to import as all the rest.
+    if name == "SQLiteExecutor":
+        from background._executors.sqlite import SQLiteExecutor
+
+        return globals().setdefault(name, SQLiteExecutor)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

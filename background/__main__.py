@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
-from background import _demo
+from background import _demo, _durable_commands
+from background._store import StoreError
 
 __all__ = ["main"]
 
@@ -80,21 +82,78 @@ def parser() -> Parser:
         default=0.1,
         help="seconds after which the plotting service answers",
     )
+    worker = commands.add_parser(
+        "worker",
+        help="run the calls of a SQLiteExecutor's file",
+        description=(
+            "Run the calls in the file, those that come later, too, until Ctrl-C or SIGTERM, "
+            "which lets the current call end; a second one kills it, and it is run again later."
+        ),
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    worker.add_argument("--workers", type=positive_count, default=1, help="how many at once")
+    worker.add_argument("--drain", action="store_true", help="end when no call waits any more")
+    worker.add_argument(
+        "--synchronous",
+        choices=["NORMAL", "FULL"],
+        default="NORMAL",
+        help="whether outcomes survive a power cut, too, for one fsync a call",
+    )
+    status = commands.add_parser(
+        "status",
+        help="say which calls of a file wait, run or have failed",
+        description="Say which calls wait, run or have failed, and which workers live.",
+    )
+    status.add_argument("--json", action="store_true", help="print all that is known, for programs")
+    retry = commands.add_parser(
+        "retry",
+        help="run failed calls of a file again",
+        description="Let calls run again that failed or that killed their workers.",
+    )
+    purge = commands.add_parser(
+        "purge",
+        help="delete what a file keeps of calls that are done",
+        description="Delete calls that have failed, killed their workers, were cancelled, or "
+        "whose result nobody has read.",
+    )
+    for command in (worker, status, retry, purge):
+        command.add_argument("path", help="the file", metavar="PATH")
+    for command in (retry, purge):
+        command.add_argument(
+            "ids", type=positive_count, nargs="*", help="of these calls alone", metavar="ID"
+        )
     return main
+
+
+def run(given: argparse.Namespace) -> int:
+    """Run a command and return the exit code."""
+    if given.command == "demo":
+        _demo.run(getattr(given, "folder", None), getattr(given, "steps", None), given.latency)
+        return 0
+    if given.command == "worker":
+        return _durable_commands.worker(
+            given.path, given.workers, drain=given.drain, synchronous=given.synchronous
+        )
+    if given.command == "status":
+        return _durable_commands.status(given.path, as_json=given.json)
+    change = _durable_commands.retry if given.command == "retry" else _durable_commands.purge
+    return change(given.path, given.ids or None)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command of the arguments, by default the program's, and return the exit code."""
     given = parser().parse_args(arguments)
     try:
-        _demo.run(getattr(given, "folder", None), getattr(given, "steps", None), given.latency)
-    except _demo.Trouble as trouble:
+        return run(given)
+    except (_demo.Trouble, StoreError) as trouble:
         print(f"python -m background {given.command}: {trouble}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return 130
-    return 0
+    except BrokenPipeError:  # `… status | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 if __name__ == "__main__":

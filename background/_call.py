@@ -659,6 +659,7 @@ class Executor(concurrent.futures.Executor):
 
     _hints = True  # whether a call that computes on its thread is told of (T1)
     _packs = False  # whether `_pack` is asked; an attribute, because every call pays for it
+    _outlives = False  # whether calls go on without this program, so that its end needn't wait
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call `fn(*args, **kwargs)` in the background and return its future at once."""
@@ -785,14 +786,15 @@ class Drain:
     end, and of all others a worker needs to know nothing.
     """
 
-    def __init__(self, before: float) -> None:
+    def __init__(self, before: float, *, at_exit: bool = False) -> None:
         self.before = before
+        self.at_exit = at_exit  # then not for calls that go on without this program
         self.watched: Call[Any] | None = None
         self.bell: SimpleQueue[None] = SimpleQueue()
 
     def __enter__(self) -> Drain:
         drains.append(self)
-        for executor in {call._executor for call in list(pending)}:
+        for executor in {call._executor for call in self.left()}:
             executor._wake()
         return self
 
@@ -828,8 +830,12 @@ class Drain:
         )
 
     def left(self) -> list[Call[Any]]:
-        """Return the calls that are not done."""
-        return [call for call in list(pending) if call._born <= self.before]
+        """Return the calls that are waited for and not done."""
+        return [
+            call
+            for call in list(pending)
+            if call._born <= self.before and not (self.at_exit and call._executor._outlives)
+        ]
 
     def calls(self) -> list[Call[Any]]:
         """Return what is left, the running calls first, each group the oldest first."""

@@ -293,6 +293,13 @@ def drain_at_exit() -> None:
             drain_or_drop()
         end_workers()
         log_unseen()
+        if count := sum(call._executor._outlives for call in list(pending)):
+            logger.warning(
+                "%d durable call%s go%s on without this program",
+                count,
+                "s" * (count != 1),
+                "es" * (count == 1),
+            )
 
 
 def drain_before_pools_end() -> None:
@@ -303,7 +310,7 @@ def drain_before_pools_end() -> None:
 
 def drain_or_drop(last: bool = True) -> bool:
     """Wait for all calls; return False if some were dropped instead."""
-    with Drain(monotonic()) as drain:
+    with Drain(monotonic(), at_exit=True) as drain:
         try:
             if drain_or_tell(drain):
                 return True
@@ -335,12 +342,11 @@ def drain_or_tell(drain: Drain) -> bool:
 
 def drop(why: str) -> None:
     """Cancel what has not started and say how many calls are dropped, and which one runs."""
+    calls = [call for call in list(pending) if not call._executor._outlives]
     running = [
-        f"; {describe(call)} {standing(call)}, and is given up"
-        for call in list(pending)
-        if call.running()
+        f"; {describe(call)} {standing(call)}, and is given up" for call in calls if call.running()
     ]
-    count = sum(call.cancel() for call in list(pending))
+    count = sum(call.cancel() for call in calls)
     logger.warning(
         "%s: dropped %d background call%s that had not started%s",
         why,

@@ -98,16 +98,17 @@ def outcome(data: bytearray, buffers: list[bytearray]) -> tuple[int, bytes, list
 
 def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run one call, and wait for the calls that it made in its turn."""
-    here = None
+    here = outer = None
     if ledger := sys.modules.get("background._call"):
         here = ledger.this_thread()
+        outer = here.call
         name = getattr(function, "__qualname__", type(function).__qualname__)
         here.call = ledger.Call(None, f"{name}(…)", None, sys._getframe())
     try:
         return contextvars.copy_context().run(function, *args, **kwargs)
     finally:
         if here is not None:
-            here.call = None
+            here.call = outer
         if (ledger := sys.modules.get("background._call")) and ledger.pending:
-            with ledger.Drain(monotonic()) as drain:
+            with ledger.Drain(monotonic(), at_exit=True) as drain:
                 drain.wait()

@@ -3,6 +3,7 @@
 import gc
 import logging
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ import hypothesis
 import pytest
 
 import background
-from background import InlineExecutor, ProcessExecutor, ThreadExecutor
+from background import InlineExecutor, ProcessExecutor, SQLiteExecutor, ThreadExecutor
 from background._call import failures
 from background._executors.foreign import ForeignExecutor
 
@@ -29,6 +30,7 @@ IN_MEMORY: dict[str, Callable[[], Executor]] = {
 EXECUTORS: dict[str, Callable[[], Executor]] = {
     **IN_MEMORY,
     "process": ProcessExecutor,
+    "sqlite": lambda: SQLiteExecutor(tempfile.mkdtemp() + "/calls.db", idle_timeout=1),
 }
 
 

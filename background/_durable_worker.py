@@ -1,0 +1,330 @@
+"""The programs that run durable calls: workers, and the supervisor that replaces dead ones.
+
+The supervisor runs no call and so outlives any of them; a worker runs one call at a time in
+its main thread. Neither needs the program that made the calls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from background._pickling import pack_error, pack_result, unpack_call
+from background._store import SOMEBODY, Claim, Life, Store, StoreError, token
+from background._worker import run
+
+__all__ = ["Worker", "command", "log_of", "supervise", "worker_of"]
+
+# A worker's exit codes: it has ended, it wants a new process in its place, the file is of no
+# use. Unlikely ones, because the call may end the process by `os._exit`.
+ENDED, FRESH, TROUBLE = 190, 191, 192
+OWN = (__file__, run.__code__.co_filename)  # whose frames a traceback needn't show
+POLL = 0.01  # seconds between two looks of an idle worker: 0.03 % of a core
+LOOK = 0.1  # seconds between two looks for workers that were killed
+PRUNE = 600.0  # seconds between two looks for outcomes that nobody reads
+
+# Started by a path of its own, not by `-m`: the working directory has no say in what is
+# imported, and what this interpreter needed to find the package stays out of the calls' way.
+BOOT = """\
+import json, sys
+own = sys.path[:]
+sys.path += json.loads(sys.argv.pop())
+from background import _durable_worker
+sys.path[:] = own
+_durable_worker.%s(sys.argv[1], **json.loads(sys.argv.pop()))
+"""
+
+
+def command(start: str, path: str, **options: object) -> list[str]:
+    """Return the command that runs a function of this module in a process of its own."""
+    places = [os.path.abspath(place) for place in sys.path]
+    return [
+        *(sys.executable, "-P", "-u", "-c", BOOT % start),
+        *(path, json.dumps(options), json.dumps(places)),
+    ]
+
+
+def say(text: str) -> None:
+    """Write a line into the log of the workers, which is their standard error."""
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {text}\n"
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())  # not print: this may be in a signal handler
+
+
+# -- The supervisor ------------------------------------------------------------------------
+
+
+def supervise(path: str, workers: int, idle_timeout: float | None, synchronous: str) -> int:
+    """Keep workers running until they are told to end or are idle; return an exit code.
+
+    The first SIGINT or SIGTERM lets each end after its current call, the second one kills them.
+    """
+    store, life = Store(path, synchronous, 1000), Life(path)
+    store.waits()  # a file that is of no use is an error now
+    life.hold(SOMEBODY)
+    with contextlib.suppress(OSError):
+        # Whoever started this program had locked the log, so that nobody starts another one
+        # before this one can be seen; we share the lock with the file.
+        fcntl.flock(2, fcntl.LOCK_UN)
+    start = command("work", path, idle_timeout=idle_timeout, synchronous=synchronous)
+    children: dict[int, float] = {}
+    stops = code = deaths = 0
+
+    def tell_all(number: int) -> None:
+        for pid in list(children):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def stop(*_: object) -> None:
+        nonlocal stops
+        stops += 1
+        tell_all(signal.SIGTERM if stops == 1 else signal.SIGKILL)
+        if stops == 1:
+            say("ends after the current call; the same signal again kills that, to be run again")
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    wanted = workers
+    while True:
+        while len(children) < wanted and not stops:
+            # In a process group of its own: Ctrl-C comes to this program alone.
+            pid = os.posix_spawn(start[0], start, os.environ, setpgroup=0)
+            children[pid] = monotonic()
+            if stops:  # it came between the two lines above
+                os.kill(pid, signal.SIGTERM)
+        if children:
+            pid, status = os.wait()
+            lived = monotonic() - children.pop(pid, 0.0)
+            exit_code = os.waitstatus_to_exitcode(status)
+            if exit_code == TROUBLE:
+                code, stops = 2, stops or 1
+                tell_all(signal.SIGTERM)
+            elif exit_code == ENDED:
+                wanted -= 1
+            elif exit_code != FRESH:
+                how = f"exited with code {exit_code}"
+                if exit_code < 0:
+                    how = f"was killed by {signal.Signals(-exit_code).name}"
+                say(f"worker {pid} {how}; the call that it ran goes to the next one")
+                # Not to burn a core where no worker can live at all.
+                deaths = deaths + 1 if lived < 1 else 0
+                time.sleep(min(max(deaths - 10, 0) * 0.1, 1.0))
+            continue
+        # First off the list, then a last look: who makes a call first writes it, then looks
+        # whether somebody is on the list. So one of the two sees the other.
+        life.drop(SOMEBODY)
+        if stops or not (store.waits() or store.orphans(life)):
+            store.close()
+            return code
+        life.hold(SOMEBODY)
+        wanted = workers
+
+
+def detached(path: str, **options: Any) -> None:
+    """Be the supervisor that a program has started."""
+    try:
+        sys.exit(supervise(path, 1, **options))
+    except StoreError as error:
+        say(str(error))
+        sys.exit(2)
+
+
+# -- The worker ----------------------------------------------------------------------------
+
+
+def work(path: str, idle_timeout: float | None, synchronous: str) -> None:
+    """Be a worker."""
+    global _here
+    _here = worker = Worker(path, idle_timeout, synchronous)
+    try:
+        code = worker.loop()
+    except StoreError as error:
+        say(str(error))
+        code = TROUBLE
+    sys.exit(code)
+
+
+class Worker:
+    """Runs the calls of a file, one after the other, in the main thread of its process."""
+
+    def __init__(self, path: str, idle_timeout: float | None, synchronous: str) -> None:
+        self.path = path
+        self.store, self.life = Store(path, synchronous, 1000), Life(path)
+        self.idle_timeout = math.inf if idle_timeout is None else idle_timeout
+        self.id = token()
+        self.pid = os.getpid()
+        self.supervisor = os.getppid()
+        self.since = time.time()
+        self.stop = False
+        self.own_path = sys.path[:]
+        self.program: int | None = None  # that made the last call
+        self.place: dict[str, Any] = {}
+        self.fresh = True  # nothing of a program is imported here yet
+
+    def loop(self) -> int:
+        """Run calls until told to end or idle; return an exit code."""
+
+        def stop(*_: object) -> None:
+            self.stop = True
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, stop)
+        self.life.hold(SOMEBODY)
+        self.life.hold(self.id)
+        self.store.join(self.id)
+        idle_since = monotonic()
+        look = prune = 0.0
+        worked = False
+        while not self.stop:
+            claim = None
+            try:
+                for byte in (SOMEBODY, self.id):  # the last call may have lost them: see `Life`
+                    self.life.hold(byte)
+                if monotonic() >= look:
+                    for owner in self.store.orphans(self.life):
+                        self.store.bury(owner)
+                    if worked:
+                        self.store.shorten()
+                        worked = False
+                    look = monotonic() + LOOK
+                if monotonic() >= prune:
+                    self.store.prune(self.life)
+                    prune = monotonic() + PRUNE
+                claim = self.store.claim(self.id)
+            except StoreError as error:
+                if not error.passing:
+                    raise
+                say(str(error))
+                time.sleep(1.0)
+            if claim is not None:
+                if not self.fits(claim):
+                    self.store.give_back(claim.id, self.id)
+                    return self.end(FRESH)
+                if not self.run(claim):
+                    return self.end(FRESH)
+                idle_since = monotonic()
+                worked = True
+                continue
+            alone = os.getppid() != self.supervisor  # killed: nobody would replace us either
+            if alone or monotonic() - idle_since >= self.idle_timeout:
+                self.life.drop(SOMEBODY)
+                if not self.store.waits():  # the last look: see `supervise`
+                    return self.end(ENDED)
+                self.life.hold(SOMEBODY)
+            time.sleep(POLL)
+        return self.end(ENDED)
+
+    def end(self, code: int) -> int:
+        with contextlib.suppress(StoreError):
+            self.store.leave(self.id)
+        self.store.close()
+        return code
+
+    def fits(self, claim: Claim) -> bool:
+        """Tell whether this process may run the call, or has other modules than its program."""
+        place = json.loads(claim.place)
+        if self.fresh:
+            sys.path[:] = place["path"] + [p for p in self.own_path if p not in place["path"]]
+        elif place["path"] != self.place["path"] or (
+            claim.program != self.program and self.outdated()
+        ):
+            return False
+        self.fresh = False
+        self.program, self.place = claim.program, place
+        return True
+
+    def outdated(self) -> bool:
+        """Tell whether a module of the program has changed since it was imported here."""
+        folders = tuple(os.path.join(folder, "") for folder in self.place["path"])
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__file__", None)
+            if file and file.startswith(folders):
+                with contextlib.suppress(OSError):
+                    if os.stat(file).st_ctime >= self.since:
+                        return True
+        return False
+
+    def run_now(self, key: int) -> None:
+        """Run a call that the running call waits for, unless another worker has it."""
+        claim = self.store.claim(self.id, key)
+        if claim is not None:
+            self.run(claim)
+
+    def run(self, claim: Claim) -> bool:
+        """Run a call and write its outcome; return False if it was no longer ours to write."""
+        outcome, error, trace = self.outcome(claim)
+        if os.getpid() != self.pid:
+            os._exit(0)  # a child that the call forked, and that came back from it
+        while True:
+            try:
+                mine = self.store.finish(claim.id, self.id, outcome, error, trace)
+                break
+            except StoreError as trouble:
+                if trouble.passing:  # to give up would mean to run the call again
+                    say(f"the outcome of {claim.call} can't be written yet: {trouble}")
+                    time.sleep(1.0)
+                elif error is None:
+                    outcome, error, trace = failure(trouble)
+                else:
+                    raise
+        if not mine:
+            say(f"{claim.call} was given to another worker, whose outcome counts")
+        return mine
+
+    def outcome(self, claim: Claim) -> tuple[bytes, str | None, str | None]:
+        """Run a call; return its result, or its failure with a line and a traceback."""
+        try:
+            try:
+                os.chdir(self.place["cwd"])
+                data, *buffers = pickle.loads(claim.pickle)
+                function, args, kwargs = unpack_call(data, buffers)
+            except BaseException as error:
+                with contextlib.suppress(Exception):
+                    error.add_note(
+                        f"{claim.call} could not be loaded in its worker, in the folder "
+                        f"{self.place['cwd']} with {self.place['path']} to import from"
+                    )
+                raise
+            return pack_result(run(function, args, kwargs)), None, None
+        except BaseException as error:
+            trace = error.__traceback__
+            while trace is not None and trace.tb_frame.f_code.co_filename in OWN:
+                trace = trace.tb_next
+            return failure(BaseException.with_traceback(error, trace))
+
+
+def failure(error: BaseException) -> tuple[bytes, str, str]:
+    """Return a failure as bytes, as a line, and with its traceback."""
+    try:
+        line = f"{type(error).__name__}: {error}".rstrip(": ")
+    except BaseException:  # its message may raise anything
+        line = type(error).__name__
+    return pack_error(error), line, "".join(traceback.format_exception(error))
+
+
+_here: Worker | None = None
+
+
+def worker_of(path: str) -> Worker | None:
+    """Return the worker of this file that this thread is, if it is one."""
+    worker = _here
+    if worker is None or (worker.path, worker.pid) != (path, os.getpid()):
+        return None
+    return worker if threading.current_thread() is threading.main_thread() else None
+
+
+def log_of(path: str) -> Path:
+    """Return the file into which detached workers write."""
+    return Path(path + ".log")

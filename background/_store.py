@@ -1,0 +1,663 @@
+"""The file of a durable executor: its calls on disk, and which workers live.
+
+Everything that happens to the file is one statement here, and each is a transaction of its
+own. So whoever is killed between two of them leaves a call that is waiting, running or done,
+and a signal handler or a `__del__` that makes a call never finds a transaction half done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import sqlite3
+import stat
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple
+
+__all__ = ["SOMEBODY", "Claim", "Life", "Outcome", "Store", "StoreError", "StoredCall", "token"]
+
+FORMAT = 1
+APPLICATION = 0x62672D31  # says in the file's header whose it is
+ATTEMPTS = 3  # a call that has killed so many workers is dead
+KEEP = 86_400  # seconds for which an outcome that nobody reads is kept
+# SQLite's own way to wait for a lock sleeps longer and longer: beside a worker that drains, a
+# call took up to 530 ms. Asking again every 0.3 ms, it took 2.3 ms at the 99th percentile.
+PAUSE = 0.0003
+LONG = 8000  # pages of 4 KB in the log beside the file from which a worker starts it anew
+PATIENCE = 5.0  # seconds after which a lock is an error
+ENDED = "('succeeded', 'failed', 'dead', 'cancelled')"
+
+# A call's row is written once. What becomes of it is a second, small row, so that a change of
+# state never copies arguments of 50 MB; the triggers keep the two together in one statement.
+SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE calls (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order in which they were made; never used again
+    program INTEGER,                       -- who made it, and which of its calls it is
+    number INTEGER,
+    call TEXT NOT NULL,                    -- 'plot(…), called at train.py:42 in main'
+    place TEXT NOT NULL,                   -- the working directory and where to import from
+    made REAL NOT NULL,                    -- for people: no decision rests on the clock
+    pickle BLOB
+);
+CREATE TABLE states (
+    id INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,
+    program INTEGER,                       -- NULL once no program waits for the outcome
+    number INTEGER,
+    owner INTEGER,                         -- the worker that runs it
+    attempts INTEGER NOT NULL DEFAULT 0,
+    started REAL,
+    ended REAL,
+    error TEXT,
+    traceback TEXT,
+    outcome BLOB
+);
+CREATE TABLE workers (id INTEGER PRIMARY KEY, pid INTEGER NOT NULL, since REAL NOT NULL);
+CREATE INDEX by_state ON states (state, id);
+CREATE INDEX by_program ON states (program) WHERE state IN {ENDED} AND program IS NOT NULL;
+CREATE TRIGGER made AFTER INSERT ON calls BEGIN
+    INSERT INTO states (id, state, program, number)
+    VALUES (new.id, 'waiting', new.program, new.number);
+END;
+CREATE TRIGGER done AFTER UPDATE OF state ON states
+WHEN new.state IN ('succeeded', 'cancelled') BEGIN
+    UPDATE calls SET pickle = NULL WHERE id = new.id;
+END;
+CREATE TRIGGER gone AFTER DELETE ON calls BEGIN
+    DELETE FROM states WHERE id = old.id;
+END;
+PRAGMA application_id = {APPLICATION};
+PRAGMA user_version = {FORMAT};
+COMMIT;
+"""
+
+NETWORK = (  # how their names begin
+    *("nfs", "cifs", "smb", "ncpfs", "afs", "9p", "ceph", "lustre", "gpfs", "beegfs"),
+    *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone"),
+)
+MOUNTS = Path("/proc/self/mounts")
+
+# Held for each statement, and while the process forks: SQLite's own locks, shared by all its
+# connections, must be free in the child. Reentrant for signal handlers and `__del__`.
+_lock = threading.RLock()
+
+
+class StoreError(OSError):
+    """The file can't be used; the message says why and what to do.
+
+    `passing` tells whether it may go well later: the disk is full, or the file is locked.
+    """
+
+    passing = False
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCall:
+    """A call as it stands in the file; see `SQLiteExecutor.calls`.
+
+    `state` is waiting, running, succeeded, failed, dead (it killed its worker three times) or
+    cancelled. `made`, `started` and `ended` are seconds since the epoch; `pid` is the process
+    of the worker that runs it, or was killed in it a moment ago.
+    """
+
+    id: int
+    state: str
+    call: str
+    attempts: int
+    made: float
+    started: float | None
+    ended: float | None
+    error: str | None
+    traceback: str | None
+    pid: int | None
+
+
+class Claim(NamedTuple):
+    """A call that a worker has taken."""
+
+    id: int
+    program: int
+    call: str
+    place: str
+    pickle: bytes
+
+
+class Outcome(NamedTuple):
+    """How a call of a program ended."""
+
+    id: int
+    number: int
+    state: str
+    attempts: int
+    error: str | None
+    traceback: str | None
+    outcome: bytes | None
+
+
+class Done(NamedTuple):
+    """What a statement did."""
+
+    rows: list[Any]
+    changed: int
+    row_id: int
+
+
+def token() -> int:
+    """Return a number that nobody else has: of a program or of a worker."""
+    return secrets.randbits(48) + 2
+
+
+class Store:
+    """The file of calls.
+
+    Args:
+        path: where it is; it is made by the first statement.
+        synchronous: what SQLite syncs: `"NORMAL"` or `"FULL"`.
+        checkpoint: after how many pages of 4 KB in the log beside the file this process
+            moves them into the file, which syncs and so takes milliseconds.
+    """
+
+    def __init__(self, path: str, synchronous: str, checkpoint: int) -> None:
+        self.path = path
+        self._synchronous = synchronous
+        self._checkpoint = checkpoint
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        _stores.add(self)
+
+    # -- Calls, by the programs that make them --------------------------------------------
+
+    def put(self, program: int, number: int, call: str, place: str, pickle: bytes) -> int:
+        """Write a call; it is on disk when this returns. Return its id."""
+        return self._do(
+            "INSERT INTO calls (program, number, call, place, made, pickle)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            (program, number, call, place, time.time(), pickle),
+        ).row_id
+
+    def take_back(self, program: int, number: int) -> None:
+        """Delete a call whose `put` was interrupted, unless a worker has it."""
+        self._do(
+            "DELETE FROM calls WHERE id IN (SELECT id FROM states"
+            " WHERE state = 'waiting' AND program = ? AND number = ?)",
+            (program, number),
+        )
+
+    def cancel(self, key: int) -> bool:
+        """Cancel a call that waits; return whether it still did."""
+        return bool(
+            self._do(
+                "UPDATE states SET state = 'cancelled', ended = ?"
+                " WHERE id = ? AND state = 'waiting'",
+                (time.time(), key),
+            ).changed
+        )
+
+    def outcomes(self, program: int) -> list[Outcome]:
+        """Return how calls of a program ended; those that `read` was told of are left out."""
+        rows = self._do(
+            "SELECT id, number, state, attempts, error, traceback, outcome FROM states"
+            f" WHERE program = ? AND state IN {ENDED} LIMIT 1000",
+            (program,),
+        ).rows
+        return [Outcome(*row) for row in rows]
+
+    def read(self, outcomes: Iterable[Outcome]) -> None:
+        """Delete results that their program has; keep failures, for people, until a purge."""
+        by_state: dict[bool, list[int]] = {True: [], False: []}
+        for outcome in outcomes:
+            by_state[outcome.state == "succeeded"].append(outcome.id)
+        if ids := by_state[True]:
+            self._do(f"DELETE FROM calls WHERE id IN {among(ids)}")
+        if ids := by_state[False]:
+            self._do(f"UPDATE states SET program = NULL, outcome = NULL WHERE id IN {among(ids)}")
+
+    def running(self, program: int) -> list[int]:
+        """Return the numbers of a program's calls that run."""
+        rows = self._do(
+            "SELECT number FROM states WHERE state = 'running' AND program = ?", (program,)
+        ).rows
+        return [row[0] for row in rows]
+
+    def gone(self, ids: list[int]) -> set[int]:
+        """Return those of the calls that are no longer in the file."""
+        rows = self._do(f"SELECT id FROM states WHERE id IN {among(ids)}").rows
+        return set(ids).difference(row[0] for row in rows)
+
+    # -- Calls, by the workers that run them ----------------------------------------------
+
+    def claim(self, owner: int, key: int | None = None) -> Claim | None:
+        """Take the oldest call that waits, or the one with this id if it waits."""
+        if key is None:
+            if not self.waits():  # a look needs no lock
+                return None
+            which = "(SELECT id FROM states WHERE state = 'waiting' ORDER BY id LIMIT 1)"
+        else:
+            which = str(key)
+        rows = self._do(
+            "UPDATE states SET state = 'running', owner = ?, started = ?, attempts = attempts + 1"
+            f" WHERE id = {which} AND state = 'waiting' RETURNING id",
+            (owner, time.time()),
+        ).rows
+        if not rows:
+            return None
+        select = "SELECT id, program, call, place, pickle FROM calls WHERE id = ?"
+        return Claim(*self._do(select, rows[0]).rows[0])
+
+    def waits(self) -> bool:
+        """Return whether a call waits."""
+        return bool(self._do("SELECT 1 FROM states WHERE state = 'waiting' LIMIT 1").rows)
+
+    def finish(
+        self, key: int, owner: int, outcome: bytes, error: str | None, traceback: str | None
+    ) -> bool:
+        """Write how a call ended; return False if it is no longer this worker's."""
+        return bool(
+            self._do(
+                "UPDATE states SET state = ?, owner = NULL, ended = ?, error = ?, traceback = ?,"
+                " outcome = ? WHERE id = ? AND owner = ? AND state = 'running'",
+                (
+                    "succeeded" if error is None else "failed",
+                    time.time(),
+                    error,
+                    traceback,
+                    outcome,
+                    key,
+                    owner,
+                ),
+            ).changed
+        )
+
+    def give_back(self, key: int, owner: int) -> None:
+        """Let a call wait again that its worker has not begun to run."""
+        self._do(
+            "UPDATE states SET state = 'waiting', owner = NULL, attempts = attempts - 1"
+            " WHERE id = ? AND owner = ? AND state = 'running'",
+            (key, owner),
+        )
+
+    def orphans(self, life: Life) -> list[int]:
+        """Return the owners of running calls that live no more."""
+        rows = self._do("SELECT DISTINCT owner FROM states WHERE state = 'running'").rows
+        return [row[0] for row in rows if not life.taken(row[0])]
+
+    def bury(self, owner: int) -> None:
+        """Give the calls of a worker that was killed to the next one; three times, then never."""
+        self._do(
+            "UPDATE states SET state = iif(attempts < ?1, 'waiting', 'dead'), owner = NULL,"
+            " ended = iif(attempts < ?1, NULL, ?2), error = 'the worker that ran it was killed'"
+            " WHERE owner = ?3 AND state = 'running'",
+            (ATTEMPTS, time.time(), owner),
+        )
+        self.leave(owner)
+
+    def join(self, owner: int) -> None:
+        """Write a worker down, for people."""
+        self._do("INSERT INTO workers VALUES (?, ?, ?)", (owner, os.getpid(), time.time()))
+
+    def leave(self, owner: int) -> None:
+        """Strike a worker out."""
+        self._do("DELETE FROM workers WHERE id = ?", (owner,))
+
+    def prune(self, life: Life) -> None:
+        """Delete outcomes that nobody has read for a day, and workers that are no more."""
+        self._do(
+            "DELETE FROM calls WHERE id IN (SELECT id FROM states"
+            " WHERE state IN ('succeeded', 'cancelled') AND ended < ?)",
+            (time.time() - KEEP,),
+        )
+        for (owner,) in self._do("SELECT id FROM workers").rows:
+            if not life.taken(owner):
+                self.leave(owner)
+
+    def shorten(self) -> None:
+        """Start the log beside the file anew if it has grown large.
+
+        While others write without a pause SQLite's own way to do so never finds the moment.
+        """
+        # Most of the work locks nobody out; how long the log is comes with it.
+        ((_, pages, _),) = self._do("PRAGMA wal_checkpoint(PASSIVE)").rows
+        if pages > LONG:
+            self._do("PRAGMA busy_timeout = 100")  # the others pause for microseconds only
+            self._do("PRAGMA wal_checkpoint(RESTART)")
+            self._do("PRAGMA busy_timeout = 0")
+
+    # -- For people -----------------------------------------------------------------------
+
+    def calls(self) -> list[StoredCall]:
+        """Return all calls in the file, the oldest first."""
+        rows = self._do(
+            "SELECT s.id, state, call, attempts, made, started, ended, error, traceback, pid"
+            " FROM calls AS c JOIN states AS s ON s.id = c.id LEFT JOIN workers AS w"
+            " ON w.id = owner ORDER BY s.id"
+        ).rows
+        return [StoredCall(*row) for row in rows]
+
+    def workers(self, life: Life) -> list[StoredWorker]:
+        """Return the workers that live."""
+        rows = self._do("SELECT id, pid, since FROM workers ORDER BY since").rows
+        return [StoredWorker(*row) for row in rows if life.taken(row[0])]
+
+    def retry(self, ids: list[int] | None) -> int:
+        """Let failed and dead calls wait again, all or these; return how many."""
+        return self._do(
+            "UPDATE states SET state = 'waiting', program = NULL, attempts = 0, started = NULL,"
+            " ended = NULL, error = NULL, traceback = NULL, outcome = NULL"
+            f" WHERE state IN ('failed', 'dead'){only(ids)}"
+        ).changed
+
+    def purge(self, ids: list[int] | None) -> int:
+        """Delete calls that have ended, all or these; return how many."""
+        return self._do(
+            "DELETE FROM calls WHERE id IN"
+            f" (SELECT id FROM states WHERE state IN {ENDED}{only(ids)})"
+        ).changed
+
+    # -- Statements -----------------------------------------------------------------------
+
+    def version(self) -> int:
+        """Return a number that changes when another process changes the file."""
+        number: int = self._do("PRAGMA data_version").rows[0][0]
+        return number
+
+    def _do(self, sql: str, parameters: tuple[object, ...] = ()) -> Done:
+        """Carry out one statement, which is a transaction of its own."""
+        deadline: float | None = None
+        while True:
+            try:
+                with _lock:
+                    cursor = self._connect().execute(sql, parameters)
+                    # With RETURNING the change is complete only after the last row.
+                    return Done(cursor.fetchall(), cursor.rowcount, cursor.lastrowid or 0)
+            except (sqlite3.Error, OverflowError) as error:
+                if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (
+                    sqlite3.SQLITE_BUSY,
+                    sqlite3.SQLITE_LOCKED,
+                ):
+                    trouble = explain(error, self.path)
+                    break
+                now = monotonic()
+                if deadline is None:
+                    deadline = now + PATIENCE
+                elif now > deadline:
+                    trouble = explain(error, self.path)
+                    break
+            time.sleep(PAUSE)
+        raise trouble  # here: the frames of the other would hold the arguments
+
+    def _connect(self) -> sqlite3.Connection:
+        """Return the connection to the file that is there now."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(FileNotFoundError):
+                if file_at(self.path) == self._file:
+                    return connection
+            self.close()  # somebody has moved the file away: calls into it would be lost
+        check_place(self.path)
+        self._file = make_or_check(self.path)
+        connection = sqlite3.connect(
+            self.path,
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=24,  # those with ids in them are never the same again
+        )
+        try:
+            prepare(connection, self.path)
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {self._checkpoint}")
+        except BaseException:
+            connection.close()
+            raise
+        if self._connection is None:
+            self._connection = connection
+        else:  # a signal handler that came between our lines has opened one
+            connection.close()
+        return self._connection
+
+    def close(self) -> None:
+        """Close the connection; the next statement opens one again."""
+        with _lock:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                connection.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class StoredWorker:
+    """A worker that lives."""
+
+    id: int
+    pid: int
+    since: float
+
+
+def among(ids: Iterable[int]) -> str:
+    return f"({', '.join(map(str, ids))})"
+
+
+def only(ids: list[int] | None) -> str:
+    return "" if ids is None else f" AND id IN {among(ids)}"
+
+
+# -- The file ------------------------------------------------------------------------------
+
+
+def file_at(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def prepare(connection: sqlite3.Connection, path: str) -> None:
+    """Lay the tables into an empty file; refuse one that is not ours."""
+    name = os.path.basename(path)
+
+    def number(pragma: str) -> int:
+        value: int = connection.execute(f"PRAGMA {pragma}").fetchone()[0]
+        return value
+
+    if number("application_id") != APPLICATION and not number("schema_version"):
+        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        try:
+            connection.executescript(SCHEMA)
+        except sqlite3.OperationalError:
+            connection.rollback()
+            if not number("schema_version"):  # else another program was faster
+                raise
+    if number("application_id") != APPLICATION:
+        raise StoreError(f"{path} is an SQLite file of something else: name another file")
+    if number("user_version") > FORMAT:
+        raise StoreError(
+            f"{path} was written by a newer version of background (format "
+            f"{number('user_version')}, this one knows {FORMAT}): upgrade background-futures, or "
+            f"name another file than {name}"
+        )
+
+
+def make_or_check(path: str) -> tuple[int, int]:
+    """Make the file for its owner alone, or refuse one that others may write; return which it is.
+
+    The file holds pickles: whoever can write it can run code in the worker.
+    """
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as error:
+        folder = os.path.dirname(path)
+        raise StoreError(
+            f"{path} can't be made: {error.strerror}; the folder {folder} must exist, and this "
+            "user must be allowed to write there"
+        ) from error
+    for suffix in ("", "-wal", "-shm", "-lock"):
+        with suppress(FileNotFoundError):
+            check_owner(path + suffix)
+    return file_at(path)
+
+
+def check_owner(path: str) -> None:
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreError(f"{path} is not a file: name a file for the calls")
+    if status.st_mode & 0o022:
+        raise StoreError(
+            f"{path} may be written by others (mode {status.st_mode & 0o777:o}), who could run "
+            f"code as you through it: chmod 600 {path}, if you trust what it holds"
+        )
+    if status.st_uid not in (0, os.geteuid()):
+        raise StoreError(
+            f"{path} belongs to another user, who could run code as you through it: use a file "
+            "of your own"
+        )
+
+
+def check_place(path: str) -> None:
+    """Refuse a network file system, where it can be told: the log of SQLite is shared memory."""
+    try:
+        mounts = MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:  # not Linux
+        return
+    found, kind = "", ""
+    for mount in mounts:
+        _, point, type_ = mount.split(" ")[:3]
+        point = point.replace("\\040", " ")
+        inside = path.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(found):
+            found, kind = point, type_
+    if kind.startswith(NETWORK):
+        raise StoreError(
+            f"{path} is on a network file system ({kind} at {found}), where programs on several "
+            "machines would damage it: name a file on a local disk"
+        )
+
+
+def explain(error: Exception, path: str) -> StoreError:
+    """Return an error that says what to do."""
+    texts = {
+        sqlite3.SQLITE_BUSY: f"was locked by another program for {PATIENCE:.0f} s: is one stopped "
+        "in the middle of a transaction?",
+        sqlite3.SQLITE_FULL: "can't grow, the disk is full: free some space",
+        sqlite3.SQLITE_NOTADB: "is not a file of calls, nor of SQLite: name another file",
+        sqlite3.SQLITE_CORRUPT: "is damaged: move it away, and a new one is made",
+        sqlite3.SQLITE_READONLY: "can't be written: this user must be allowed to write the file "
+        "and its folder",
+        sqlite3.SQLITE_CANTOPEN: "can't be opened: this user must be allowed to write the file "
+        "and its folder",
+        sqlite3.SQLITE_IOERR: "can't be read or written: is the disk full or broken?",
+        sqlite3.SQLITE_TOOBIG: "can't take arguments or results this large: pass the path of a "
+        "file instead",
+    }
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if isinstance(error, OverflowError):
+        code = sqlite3.SQLITE_TOOBIG
+    explained = StoreError(f"{path} {texts.get(code, 'is of no use')} ({error})")
+    explained.passing = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+    return explained
+
+
+# -- Life ----------------------------------------------------------------------------------
+
+SOMEBODY = 1  # the byte that every worker and every supervisor shares
+
+
+class Life:
+    """Who lives, told by record locks on bytes of a file: a worker's own, and one for all.
+
+    The system drops a record lock with its process, however that ends; a stopped process
+    keeps it, and so does one that computes without ever giving up the interpreter's lock; a
+    forked child doesn't inherit it. No clock and no heartbeat has a say.
+
+    One trap: a process loses its locks when it closes any descriptor of the file. So each
+    process opens it once and never closes it, and a worker takes its lock again before each
+    call, in case the last one opened and closed the file itself, to copy its folder, say.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path + "-lock"
+
+    def hold(self, byte: int) -> None:
+        """Take a byte of one's own, or a share of `SOMEBODY`, until the process ends."""
+        fcntl.lockf(self._file(), fcntl.LOCK_SH if byte == SOMEBODY else fcntl.LOCK_EX, 1, byte)
+        _held.add((self._path, byte))
+
+    def drop(self, byte: int) -> None:
+        """Give a byte up."""
+        _held.discard((self._path, byte))
+        fcntl.lockf(self._file(), fcntl.LOCK_UN, 1, byte)
+
+    def taken(self, byte: int) -> bool:
+        """Return whether a process that lives holds the byte."""
+        if (self._path, byte) in _held:  # to this process its own locks look free
+            return True
+        file = self._file()
+        try:
+            # Those who look for one worker may do so at once; the common byte, which many
+            # share, looks taken to a second one who looks: then the first one sees to it.
+            kind = fcntl.LOCK_EX if byte == SOMEBODY else fcntl.LOCK_SH
+            fcntl.lockf(file, kind | fcntl.LOCK_NB, 1, byte)
+        except (BlockingIOError, PermissionError):
+            return True
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, byte)
+        return False
+
+    def _file(self) -> int:
+        opened = _files.get(self._path)
+        if opened is not None:
+            with suppress(FileNotFoundError):
+                if file_at(self._path) == opened[1]:
+                    return opened[0]
+        try:
+            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StoreError(f"{self._path} can't be opened: {error.strerror}") from error
+        # Of two threads that come here at once, both keep their file: to close one would
+        # drop the locks of the other.
+        _files[self._path] = file, file_at(self._path)
+        return file
+
+
+_files: dict[str, tuple[int, tuple[int, int]]] = {}
+_held: set[tuple[str, int]] = set()
+
+
+# -- Fork ----------------------------------------------------------------------------------
+
+_stores: weakref.WeakSet[Store] = weakref.WeakSet()
+_inherited: list[sqlite3.Connection | None] = []
+
+
+def before_fork() -> None:
+    _lock.acquire()
+
+
+def after_fork_in_parent() -> None:
+    _lock.release()
+
+
+def after_fork_in_child() -> None:
+    """Start without connections and locks; SQLite forbids even closing those of the parent."""
+    global _lock
+    _lock = threading.RLock()
+    for store in list(_stores):
+        _inherited.append(store._connection)
+        store._connection = None
+    _held.clear()
+
+
+os.register_at_fork(
+    before=before_fork,
+    after_in_parent=after_fork_in_parent,
+    after_in_child=after_fork_in_child,
+)
