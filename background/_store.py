@@ -171,6 +171,7 @@ class Store:
         self._synchronous = synchronous
         self._checkpoint = checkpoint
         self._connection: sqlite3.Connection | None = None
+        self._reading = False  # by the holder of the lock
         self._file: tuple[int, int] | None = None
         _stores.add(self)
 
@@ -375,9 +376,7 @@ class Store:
         while True:
             try:
                 with _lock:
-                    cursor = self._connect().execute(sql, parameters)
-                    # With RETURNING the change is complete only after the last row.
-                    return Done(cursor.fetchall(), cursor.rowcount, cursor.lastrowid or 0)
+                    return self._execute(sql, parameters)
             except (sqlite3.Error, OverflowError) as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (
                     sqlite3.SQLITE_BUSY,
@@ -394,6 +393,22 @@ class Store:
             time.sleep(PAUSE)
         raise trouble  # here: the frames of the other would hold the arguments
 
+    def _execute(self, sql: str, parameters: tuple[object, ...]) -> Done:
+        # A signal handler may come between the two lines that read: what it writes needs a
+        # connection of its own, because what is read here keeps this one at a moment of the past.
+        nested, connection = self._reading, self._connect()
+        if nested:
+            connection = self._open()
+        self._reading = True
+        try:
+            cursor = connection.execute(sql, parameters)
+            # With RETURNING the change is complete only after the last row.
+            return Done(cursor.fetchall(), cursor.rowcount, cursor.lastrowid or 0)
+        finally:
+            self._reading = nested
+            if nested:
+                connection.close()
+
     def _connect(self) -> sqlite3.Connection:
         """Return the connection to the file that is there now."""
         connection = self._connection
@@ -402,6 +417,14 @@ class Store:
                 if file_at(self.path) == self._file:
                     return connection
             self.close()  # somebody has moved the file away: calls into it would be lost
+        connection = self._open()
+        if self._connection is None:
+            self._connection = connection
+        elif self._connection is not connection:  # a signal handler that came has opened one
+            connection.close()
+        return self._connection
+
+    def _open(self) -> sqlite3.Connection:
         check_place(self.path)
         self._file = make_or_check(self.path)
         connection = sqlite3.connect(
@@ -413,16 +436,14 @@ class Store:
         )
         try:
             prepare(connection, self.path)
-            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {self._checkpoint}")
+            connection.executescript(
+                f"PRAGMA synchronous = {self._synchronous};"
+                f"PRAGMA wal_autocheckpoint = {self._checkpoint};"
+            )
         except BaseException:
             connection.close()
             raise
-        if self._connection is None:
-            self._connection = connection
-        else:  # a signal handler that came between our lines has opened one
-            connection.close()
-        return self._connection
+        return connection
 
     def close(self) -> None:
         """Close the connection; the next statement opens one again."""
@@ -464,12 +485,17 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
     """Lay the tables into an empty file; refuse one that is not ours."""
     name = os.path.basename(path)
 
+    # By scripts, which run to their end in one step: a statement that a signal handler finds
+    # half read would lock out what that opens.
+    found: list[int] = []
+    connection.create_function("found", 1, found.append)
+
     def number(pragma: str) -> int:
-        value: int = connection.execute(f"PRAGMA {pragma}").fetchone()[0]
-        return value
+        connection.executescript(f"SELECT found({pragma}) FROM pragma_{pragma}")
+        return found.pop()
 
     if number("application_id") != APPLICATION and not number("schema_version"):
-        connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        connection.executescript("PRAGMA journal_mode = WAL")
         try:
             connection.executescript(SCHEMA)
         except sqlite3.OperationalError:

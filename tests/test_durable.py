@@ -391,6 +391,52 @@ def test_calls_from_signal_handlers(executor: SQLiteExecutor) -> None:
     assert {future.result(0) for future in nested} == {2}
 
 
+@pytest.mark.parametrize("moment", ["opening", "reading"])
+def test_a_signal_handler_in_the_middle(
+    moment: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W5: a handler that comes while the file is opened, or read, is not locked out by that."""
+    store = Store(str(file), "NORMAL", 1000)
+    nested: list[int] = []
+
+    def handler() -> None:
+        if not nested:
+            nested.append(0)
+            nested[0] = store.put(1, 1, "handler", "{}", b"")
+
+    prepare, done = _store.prepare, _store.Done
+
+    class Struck:
+        """A connection that a handler interrupts after each step of Python's."""
+
+        def __init__(self, connection: sqlite3.Connection) -> None:
+            self.connection = connection
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *args: (getattr(self.connection, name)(*args), handler())[0]
+
+    def begins(connection: Any, path: str) -> None:
+        prepare(Struck(connection) if nested == [] else connection, path)  # type: ignore[arg-type]
+
+    def reads(*args: Any) -> Any:
+        handler()
+        return done(*args)
+
+    if moment == "opening":
+        monkeypatch.setattr(_store, "prepare", begins)
+    else:
+        store.put(1, 2, "main", "{}", b"")
+        store.put(1, 3, "main", "{}", b"")
+        Store(str(file), "NORMAL", 1000).put(1, 4, "somebody", "{}", b"")
+        monkeypatch.setattr(_store, "Done", reads)
+    store.calls()
+    store.put(1, 5, "main", "{}", b"")
+    made = [call.call for call in store.calls()]
+    assert made.count("handler") == 1
+    assert made[-1] == "main"
+    store.close()
+
+
 def test_a_call_that_waits_for_a_call(executor: SQLiteExecutor, file: Path) -> None:
     """F4: a durable call that waits for another one on the only worker runs it itself."""
     assert executor.submit(calls.wait_for_another, str(file), 3).result(60) == 3
