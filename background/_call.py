@@ -324,7 +324,7 @@ class Call(Future[T]):
                 ran > LONG
                 and here.queue is not None
                 and self._error is None
-                and self._executor._one_by_one
+                and self._executor._hints
             ):
                 computing.add(self, here, now, ran)
         elif self._state is PENDING:
@@ -657,7 +657,7 @@ class Executor(concurrent.futures.Executor):
     everything else follow from that.
     """
 
-    _one_by_one = True  # whether what a thread computes during a call is that call's alone
+    _hints = True  # whether a call that computes on its thread is told of (T1)
     _packs = False  # whether `_pack` is asked; an attribute, because every call pays for it
     _outlives = False  # whether calls go on without this program, so that its end needn't wait
 
@@ -794,7 +794,7 @@ class Drain:
 
     def __enter__(self) -> Drain:
         drains.append(self)
-        for executor in {call._executor for call in self._left()}:
+        for executor in {call._executor for call in self.left()}:
             executor._wake()
         return self
 
@@ -819,7 +819,7 @@ class Drain:
         here it is the other way round, so that one of both sees the other. A call that is off
         the ledger and not yet let go of is `settling`, and who lets go of it rings.
         """
-        while calls := self._left():
+        while calls := self.left():
             self.watched = calls[len(calls) // 2]
             if self.watched in pending:
                 return True
@@ -829,7 +829,8 @@ class Drain:
             for thread in list(threads.values())
         )
 
-    def _left(self) -> list[Call[Any]]:
+    def left(self) -> list[Call[Any]]:
+        """Return the calls that are waited for and not done."""
         return [
             call
             for call in list(pending)
@@ -838,7 +839,7 @@ class Drain:
 
     def calls(self) -> list[Call[Any]]:
         """Return what is left, the running calls first, each group the oldest first."""
-        return sorted(self._left(), key=lambda call: (call._owner is None, call._since))
+        return sorted(self.left(), key=lambda call: (call._owner is None, call._since))
 
 
 def start_afresh() -> None:

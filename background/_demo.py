@@ -225,7 +225,7 @@ class Numbers:
                         else:
                             run.plots.append(made)
             run.loop_end = perf_counter()
-            flush(check=True)
+            flush(check=True, progress=False)  # the bar of the demo is enough
             run.flush_end = perf_counter()
             run.plots += [future.result() for future in futures]
         except KeyboardInterrupt:

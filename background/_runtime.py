@@ -32,6 +32,7 @@ from background._debug import watch
 from background._errors import BackgroundError, FlushTimeout
 from background._executors.foreign import ForeignExecutor, at_end
 from background._executors.threads import ThreadExecutor
+from background._progress import Progress
 from background._workers import end_workers, forget_workers
 
 __all__ = ["Stats", "check_executor", "configure", "flush", "settings", "stats"]
@@ -116,12 +117,17 @@ class configure:
         watchers[:] = [watch] if settings.debug else []
 
 
-def flush(timeout: float | None = None, *, check: bool = False) -> None:
+def flush(
+    timeout: float | None = None, *, check: bool = False, progress: bool | None = None
+) -> None:
     """Wait for every call made before, on any thread, and every call that those make.
 
     Args:
         timeout: seconds after which to give up; None waits for as long as it takes.
         check: raise the failures that nobody has looked at.
+        progress: show a bar when the wait passes a second (a line every ten seconds where
+            tqdm is not installed); None shows it if standard error is a terminal, and in a
+            notebook.
 
     Raises:
         FlushTimeout: the calls took longer; nothing is lost, and a later flush goes on.
@@ -137,6 +143,8 @@ def flush(timeout: float | None = None, *, check: bool = False) -> None:
     >>> future.done()
     True
     """
+    if not isinstance(progress, bool | None):
+        raise TypeError(f"progress must be True, False or None, not {progress!r}")
     before = monotonic()
     here = threads.get(threading.get_ident())
     if here is not None and here.call is not None:
@@ -146,7 +154,7 @@ def flush(timeout: float | None = None, *, check: bool = False) -> None:
         )
     with Drain(before) as drain:
         deadline = None if timeout is None else before + timeout
-        if not wait_and_tell(drain, deadline, "flush()"):
+        if not wait_and_tell(drain, deadline, "flush()", progress):
             calls = drain.calls()
             names = tuple(describe(call) for call in calls[:10])
             raise FlushTimeout(
@@ -185,21 +193,26 @@ def as_exception(error: BaseException) -> Exception:
     return stand_in
 
 
-def wait_and_tell(drain: Drain, deadline: float | None, who: str) -> bool:
+def wait_and_tell(
+    drain: Drain, deadline: float | None, who: str, progress: bool | None = None
+) -> bool:
     """Wait until the deadline; say what holds the wait up after ten seconds and each tenfold."""
     start = monotonic()
     patience = PATIENCE
-    while True:
-        now = monotonic()
-        tell_at = start + patience
-        until = tell_at if deadline is None else min(deadline, tell_at)
-        if drain.wait(max(until - now, 0)):
-            return True
-        if deadline is not None and monotonic() >= deadline:
-            return False
-        if monotonic() >= tell_at:
-            tell(drain, who, monotonic() - start)
-            patience *= 10
+    with Progress(drain, who, progress) as shown:
+        while True:
+            now = monotonic()
+            tell_at = start + patience
+            until = min(tell_at, shown.due, tell_at if deadline is None else deadline)
+            if drain.wait(max(until - now, 0)):
+                return True
+            if deadline is not None and monotonic() >= deadline:
+                return False
+            if monotonic() >= tell_at:
+                shown.hide()
+                tell(drain, who, monotonic() - start)
+                patience *= 10
+            shown.show()
 
 
 def tell(drain: Drain, who: str, seconds: float) -> None:

@@ -234,7 +234,7 @@ class EventLoopExecutor(WorkerExecutor):
     They start in the order in which they were made, and overlap.
     """
 
-    _one_by_one = False
+    _hints = False
 
     def __init__(self) -> None:
         super().__init__(1, "background-loop", LoopWorker)

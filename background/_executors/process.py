@@ -71,6 +71,7 @@ class ProcessExecutor(WorkerExecutor):
     """
 
     _packs = True
+    _hints = False
 
     def __init__(self, max_workers: int = 1, timeout: float | None = None) -> None:
         if timeout is not None:

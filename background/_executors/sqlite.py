@@ -172,7 +172,7 @@ class SQLiteExecutor(Executor):
             desk.run()  # no thread can be started: the outcomes are brought by this one
 
     def _stands(self, call: Call[Any]) -> str:
-        return f"in a worker of {self._path}"
+        return f" in a worker of {self._path}"
 
     # -- For people -----------------------------------------------------------------------
 

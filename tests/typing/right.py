@@ -160,7 +160,7 @@ generic = background(same)  # mypy takes what it returns for a coroutine, pyrigh
 assert_type(generic(1), Future[int])  # type: ignore[assert-type, arg-type]
 callback: Callable[[int], Future[int]] = bracketed
 flush()
-flush(1.5, check=True)
+flush(1.5, check=True, progress=False)
 with configure(executor=InlineExecutor(), exit_timeout=3, debug=True):
     assert_type(stats().submitted, int)
 
