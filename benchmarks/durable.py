@@ -191,6 +191,7 @@ def costs(queue: Queue, number: int) -> dict[str, float]:
     queue.put([("drained", 0)] * number)
     queue.work()
     queue.wait(lambda lines: sum(line[0] == "drained" for line in lines) >= number, 120)
+    queue.stop()
     stamps = [float(line[1]) for line in queue.lines() if line[0] == "drained"]
     times.sort()
     return {
