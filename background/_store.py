@@ -425,6 +425,11 @@ class Store:
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
+        if sqlite3.sqlite_version_info < (3, 35):  # it has no RETURNING
+            raise StoreError(
+                f"SQLiteExecutor needs SQLite 3.35 or newer, and this Python has "
+                f"{sqlite3.sqlite_version}: use a newer Python or SQLite"
+            )
         check_place(self.path)
         self._file = make_or_check(self.path)
         connection = sqlite3.connect(

@@ -402,9 +402,11 @@ def test_a_signal_handler_in_the_middle(
     def handler() -> None:
         if not nested:
             nested.append(0)
+            if moment == "reading":  # what is read is of the past, where nothing can be written
+                Store(str(file), "NORMAL", 1000).put(1, 4, "somebody", "{}", b"")
             nested[0] = store.put(1, 1, "handler", "{}", b"")
 
-    prepare, done = _store.prepare, _store.Done
+    prepare = _store.prepare
 
     class Struck:
         """A connection that a handler interrupts after each step of Python's."""
@@ -418,17 +420,12 @@ def test_a_signal_handler_in_the_middle(
     def begins(connection: Any, path: str) -> None:
         prepare(Struck(connection) if nested == [] else connection, path)  # type: ignore[arg-type]
 
-    def reads(*args: Any) -> Any:
-        handler()
-        return done(*args)
-
     if moment == "opening":
         monkeypatch.setattr(_store, "prepare", begins)
     else:
         store.put(1, 2, "main", "{}", b"")
         store.put(1, 3, "main", "{}", b"")
-        Store(str(file), "NORMAL", 1000).put(1, 4, "somebody", "{}", b"")
-        monkeypatch.setattr(_store, "Done", reads)
+        store._connection = Struck(store._connection)  # type: ignore[assignment, arg-type]
     store.calls()
     store.put(1, 5, "main", "{}", b"")
     made = [call.call for call in store.calls()]
@@ -450,6 +447,12 @@ def test_after_shutdown(file: Path) -> None:
     assert future.done()
     with pytest.raises(RuntimeError, match="shut down"):
         executor.submit(abs, -1)
+
+
+def test_an_old_sqlite(executor: SQLiteExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """D3: a Python whose SQLite is too old fails the call, and says what is needed."""
+    monkeypatch.setattr(sqlite3, "sqlite_version_info", (3, 34, 0))
+    assert "needs SQLite 3.35" in str(executor.submit(abs, -1).exception(20))
 
 
 def test_options() -> None:
