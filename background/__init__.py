@@ -23,6 +23,7 @@ write `@background(snapshot=True)`.
 from background._call import Future
 from background._decorator import background
 from background._errors import BackgroundError, BacklogFull, FlushTimeout, WorkerDied
+from background._executors.dask import DaskExecutor
 from background._executors.inline import InlineExecutor
 from background._executors.process import ProcessExecutor
 from background._executors.threads import ThreadExecutor
@@ -32,6 +33,7 @@ from background._snapshot import snapshot
 __all__ = [
     "BackgroundError",
     "BacklogFull",
+    "DaskExecutor",
     "FlushTimeout",
     "Future",
     "InlineExecutor",

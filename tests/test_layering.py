@@ -7,7 +7,8 @@ import background
 
 ROOT = Path(background.__file__).parent
 LAYERS = ["_channel", "_pickling", "_worker", "_errors", "_snapshot", "_call", "_debug"]
-LAYERS += ["_elsewhere", "_workers", "_executors", "_runtime", "_backlog", "_decorator", "", "_demo", "__main__"]
+LAYERS += ["_elsewhere", "_workers", "_executors", "_runtime", "_backlog", "_decorator", ""]
+LAYERS += ["_demo", "__main__"]
 
 
 def imports(path: Path) -> list[str]:
