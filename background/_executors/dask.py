@@ -11,7 +11,7 @@ import pickle
 import sys
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, cast
@@ -255,7 +255,7 @@ _quiet = threading.RLock()  # Dask's settings are the process's: one change at a
 
 
 @contextmanager
-def without_warning() -> Iterator[None]:
+def without_warning() -> Generator[None, None, None]:
     """Keep Dask from advice on graphs of more than 10 MB: there is none, just a call."""
     config: Any = importlib.import_module("dask.config")
     with _quiet, config.set({"distributed.admin.large-graph-warning-threshold": 1 << 60}):
