@@ -33,16 +33,17 @@ def client() -> Iterator[Any]:
     quiet: Any = {"dashboard_address": None, "silence_logs": 50}
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 1}),
-        LocalCluster(2, threads_per_worker=1, memory_limit="500MB", **quiet) as cluster,
+        LocalCluster(2, threads_per_worker=1, memory_limit="1GB", **quiet) as cluster,
         Client(cluster) as made,
     ):
         yield made
 
 
 @pytest.fixture
-def on_dask(client: Any) -> Any:
+def on_dask(client: Any, tmp_path: Path) -> Iterator[Any]:
     """Decorate functions to run on the two workers."""
-    return background(executor=DaskExecutor(client))
+    yield background(executor=DaskExecutor(client))
+    (tmp_path / "go").touch()
 
 
 def writer(path: Path) -> Callable[[object], None]:
@@ -166,7 +167,7 @@ def test_a_call_that_kills_workers(on_dask: Any, tmp_path: Path) -> None:
         os._exit(3)
 
     def grow() -> None:
-        kept = b"x" * 600_000_000
+        kept = b"x" * 1_200_000_000
         time.sleep(600 + len(kept))  # until the worker is killed
 
     killed = on_dask(die)()
@@ -303,7 +304,7 @@ def test_a_cluster_of_its_own(end: str, tmp_path: Path) -> None:
     assert process.returncode == (-9 if end else 0), err
     lines = path.read_text().split("\n")[:-1]
     assert sorted(lines) == ["0", "1", "2", *([] if end else ["at exit"])], err
-    assert "Traceback" not in err
+    assert end or "Traceback" not in err  # a worker may tell of its loss of the scheduler
 
 
 def test_shutdown(client: Any, tmp_path: Path) -> None:

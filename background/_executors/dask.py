@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import concurrent.futures
 import importlib
@@ -40,6 +41,7 @@ class Client(Protocol):
     status: str
 
     def get_executor(self, **kwargs: Any) -> Any: ...
+    def sync(self, func: Any, *args: Any, **kwargs: Any) -> Any: ...
     def run_on_scheduler(self, function: Any, *args: Any, **kwargs: Any) -> Any: ...
 
 
@@ -145,6 +147,11 @@ class DaskExecutor(Executor):
                 if self._client is None:
                     self._cluster = Cluster()
                     self._client = self._cluster.client
+                # Dask's helper thread must run before the program's end, which waits for
+                # calls but lets no thread start; a scheduler in this process needs it, too.
+                offload = importlib.import_module("distributed.utils").offload
+                with suppress(Exception):  # on the event loop's own thread there is no waiting
+                    self._client.sync(offload, int, asynchronous=False)
                 # By default it would run equal calls once.
                 self._pool = self._client.get_executor(pure=False)
             return self._pool
@@ -292,8 +299,12 @@ def run_beside(born: float, function: Any, args: tuple[Any, ...], kwargs: dict[s
         here.call = outer
 
 
-def take_back(key: str, client: str, dask_scheduler: Any = None) -> bool:
+async def take_back(key: str, client: str, dask_scheduler: Any = None) -> bool:
     """Forget a call if no worker was ever given it: on the scheduler, whose thread this is."""
+    for _ in range(100):  # it comes by another connection, and may come later
+        if key in dask_scheduler.tasks:
+            break
+        await asyncio.sleep(0.01)
     call = dask_scheduler.tasks.get(key)
     states = ("waiting", "queued", "no-worker")
     if call is None or call.state not in states or call.run_id is not None:
