@@ -7,6 +7,7 @@ import atexit
 import concurrent.futures
 import importlib
 import importlib.util
+import logging
 import os
 import pickle
 import sys
@@ -348,8 +349,8 @@ class Cluster:
         system: Any = importlib.import_module("dask.system")
         distributed: Any = importlib.import_module("distributed")
         subprocess: Any = importlib.import_module("distributed.deploy.subprocess")
-        quiet = 40  # errors alone: their coming and going is not the program's news
-        options = {"host": "127.0.0.1", "dashboard": False}
+        quiet = logging.CRITICAL  # what goes wrong with a call comes by its future
+        options = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
         worker = {
             "cls": subprocess.SubprocessWorker,
             "options": {
