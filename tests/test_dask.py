@@ -247,7 +247,7 @@ def test_in_the_program_itself() -> None:
         client.close()
         assert isinstance(waits.exception(LIMIT), WorkerDied)
         error = on_dask(pow)(2, 3).exception(LIMIT)
-        assert isinstance(error, WorkerDied) or "Client is closed" in str(error)
+        assert isinstance(error, WorkerDied) or "clos" in str(error)
         gate.set()
     del sys.modules[module.__name__]
 
