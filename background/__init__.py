@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from background._call import Future
 from background._decorator import background
 from background._errors import BackgroundError, BacklogFull, FlushTimeout, WorkerDied
+from background._executors.dask import DaskExecutor
 from background._executors.inline import InlineExecutor
 from background._executors.process import ProcessExecutor
 from background._executors.threads import ThreadExecutor
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackgroundError",
     "BacklogFull",
+    "DaskExecutor",
     "FlushTimeout",
     "Future",
     "InlineExecutor",

@@ -29,8 +29,9 @@ from background._call import (
     watchers,
 )
 from background._debug import watch
+from background._elsewhere import at_end
 from background._errors import BackgroundError, FlushTimeout
-from background._executors.foreign import ForeignExecutor, at_end
+from background._executors.foreign import ForeignExecutor
 from background._executors.threads import ThreadExecutor
 from background._progress import Progress
 from background._workers import end_workers, forget_workers

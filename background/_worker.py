@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -78,8 +79,12 @@ def serve(channel: Channel) -> None:
     return channel.send(kind, answer, views)
 
 
-def outcome(data: bytearray, buffers: list[bytearray]) -> tuple[int, bytes, list[memoryview]]:
-    """Run one call and return its outcome as a message."""
+def outcome(
+    data: bytearray | bytes,
+    buffers: list[bytearray],
+    run_by: Callable[[Any, tuple[Any, ...], dict[str, Any]], Any] | None = None,
+) -> tuple[int, bytes, list[memoryview]]:
+    """Run one call, by `run` if not otherwise, and return its outcome as a message."""
     views: list[memoryview] = []
     try:
         try:
@@ -88,7 +93,7 @@ def outcome(data: bytearray, buffers: list[bytearray]) -> tuple[int, bytes, list
             with suppress(Exception):  # it takes no notes
                 BaseException.add_note(error, "while the worker process unpickled the call")
             raise
-        return RETURNED, pack_result(run(function, args, kwargs), views), views
+        return RETURNED, pack_result((run_by or run)(function, args, kwargs), views), views
     except BaseException as error:
         trace = error.__traceback__
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:

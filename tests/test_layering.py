@@ -7,8 +7,8 @@ import background
 
 ROOT = Path(background.__file__).parent
 LAYERS = ["_channel", "_pickling", "_worker", "_store", "_durable_worker", "_errors", "_snapshot"]
-LAYERS += ["_call", "_debug", "_progress", "_workers", "_executors", "_runtime", "_backlog"]
-LAYERS += ["_decorator", "", "_demo", "_durable_commands", "__main__"]
+LAYERS += ["_call", "_debug", "_progress", "_elsewhere", "_workers", "_executors", "_runtime"]
+LAYERS += ["_backlog", "_decorator", "", "_demo", "_durable_commands", "__main__"]
 
 
 def imports(path: Path) -> list[str]:

@@ -5,21 +5,15 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import sys
-import threading
-from collections.abc import Callable
 from contextlib import suppress
 from functools import reduce
 from types import FunctionType, MethodType
 from typing import Any
 
 from background._call import Call, Executor, Thread, let_go, run_here, this_thread, waiting
+from background._elsewhere import drain_before_end_of, end_call, has_ended
 
-__all__ = ["ForeignExecutor", "at_end"]
-
-# What is called before the pools end: theirs are hooks of `threading`, earlier than `atexit`.
-at_end: list[Callable[[], object]] = []
-_hooked: set[type] = set()
-_ended = False
+__all__ = ["ForeignExecutor"]
 
 
 class ForeignExecutor(Executor):
@@ -53,12 +47,7 @@ class ForeignExecutor(Executor):
         except Exception as error:
             self._refused(shipment, error)
         else:
-            if type(self._foreign) not in _hooked:
-                # Now, not earlier: loky registers its own hook at its first call, and they
-                # run in the reverse order. It is too late if the program ends already.
-                _hooked.add(type(self._foreign))
-                with suppress(RuntimeError):
-                    threading._register_atexit(_before_pools_end)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+            drain_before_end_of(self._foreign)
         del call, shipment  # the traceback of a failure or a refusal keeps this frame
 
     def _refused(self, shipment: Shipment, error: Exception) -> None:
@@ -67,12 +56,12 @@ class ForeignExecutor(Executor):
         call = shipment.take()
         if call is None:
             return  # it runs, or has run, all the same
-        if _ended or "new thread" in str(error):
+        if has_ended() or "new thread" in str(error):
             run_here(call)  # E4
         else:
             if isinstance(error, AttributeError) and error.name == "add_done_callback":
                 error = TypeError(f"{self._foreign!r} returned {error.obj!r} instead of a Future")
-            _end(self._foreign, call, None, error)
+            end_call(self._foreign, call, None, error)
         del call, error
 
     def _revoke(self, call: Call[Any]) -> bool:
@@ -164,7 +153,7 @@ class Shipment:
         except BaseException as problem:
             error = problem
         if self.take() is not None:
-            _end(self.executor._foreign, call, result, error)
+            end_call(self.executor._foreign, call, result, error)
         del call, result, error, future
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -224,27 +213,3 @@ def _undecorated(named: Any) -> Any:
 def _nothing() -> Any:
     """Stand for a call that was cancelled before it was pickled."""
     return int
-
-
-def _end(
-    foreign: concurrent.futures.Executor,
-    call: Call[Any],
-    result: Any,
-    error: BaseException | None,
-) -> None:
-    """End a call by what came of it elsewhere."""
-    here = this_thread()
-    outer, here.queue = here.queue, foreign  # its done callbacks run on one of its threads
-    condition = None
-    if call._start(here) is not None:
-        condition = call._finish(here, result, error)
-    here.queue = outer
-    del call, result, error
-    let_go(here, condition)
-
-
-def _before_pools_end() -> None:
-    global _ended
-    for drain in at_end:
-        drain()
-    _ended = True

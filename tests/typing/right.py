@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar, assert_type, overload
 
 from background import (
+    DaskExecutor,
     Future,
     InlineExecutor,
     ThreadExecutor,
@@ -131,6 +132,8 @@ def size(value: int | str) -> Any:
     return value
 
 
+assert_type(background(executor=DaskExecutor())(len)([1]), Future[int])
+assert_type(DaskExecutor(None).submit(len, [1]), Future[int])
 assert_type(plot(1, title="a"), Future[str])
 assert_type(plot(1).result(), str)
 assert_type(bracketed(1), Future[int])

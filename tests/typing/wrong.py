@@ -1,6 +1,6 @@
 """Uses that must not type-check: a checker that accepts one complains about its comment."""
 
-from background import ThreadExecutor, background, configure, flush, snapshot
+from background import DaskExecutor, ThreadExecutor, background, configure, flush, snapshot
 
 
 @background
@@ -39,3 +39,5 @@ background(len, max_pending="1")  # type: ignore[call-overload]  # pyright: igno
 background(overflow="drop")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType]
 fetch("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 fetch(1).upper()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+DaskExecutor("tcp://127.0.0.1:8786")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+DaskExecutor().submit(len, 1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
