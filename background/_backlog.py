@@ -31,6 +31,7 @@ from background._call import (
     pending,
     this_thread,
     waiting,
+    watchers,
 )
 from background._errors import BacklogFull
 from background._runtime import PATIENCE, standing
@@ -117,6 +118,8 @@ class Backlog:
             if self._enter(call, here, outer):
                 if executor._packs:
                     args = executor._pack(call, args)
+                elif watchers:
+                    watchers[0](call, args)
                 pending[call] = None
                 waiting[call] = args
                 if self.overflow == "drop_oldest":

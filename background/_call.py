@@ -20,9 +20,8 @@ import logging
 import os
 import sys
 import threading
-import traceback
 from abc import abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from concurrent.futures import CancelledError, InvalidStateError
 from contextlib import suppress
@@ -30,8 +29,8 @@ from functools import partial
 from itertools import islice
 from queue import Empty, SimpleQueue
 from time import monotonic, thread_time
-from types import CodeType, FrameType, FunctionType, MethodType
-from typing import Any, ParamSpec, TypeVar
+from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
+from typing import Any, ParamSpec, TypeVar, cast
 
 __all__ = [
     "Call",
@@ -42,6 +41,7 @@ __all__ = [
     "bury",
     "describe",
     "drains",
+    "end_late",
     "failures",
     "log_unseen",
     "logger",
@@ -52,6 +52,8 @@ __all__ = [
     "start_afresh",
     "this_thread",
     "threads",
+    "trace_of",
+    "unended",
     "waiting",
     "watchers",
     "where",
@@ -97,7 +99,11 @@ class Future(concurrent.futures.Future[T]):
                     loop.call_soon_threadsafe(wake)
 
             self.add_done_callback(tell)
-            yield from woken
+            try:
+                yield from woken
+            finally:  # a wait that was cancelled leaves nothing behind
+                with suppress(AttributeError, ValueError):
+                    cast(Any, self)._callbacks.remove(tell)
         try:
             return self.result()
         except CancelledError:
@@ -164,6 +170,8 @@ drains: list[Drain] = []
 # One at most, while `configure(debug=True)` holds: it sees each call before anyone knows it.
 watchers: list[Callable[[Call[Any], tuple[Any, ...]], None]] = []
 
+# As `inspect` has them, whose import takes as long as all the rest.
+CO_GENERATOR, CO_COROUTINE, CO_ASYNC_GENERATOR = 0x20, 0x80, 0x200
 _FILE = Thread.__init__.__code__.co_filename
 _FOLDER = os.path.dirname(_FILE)
 own_files = {_FILE}  # whose frames a traceback needn't show before those of the call
@@ -262,18 +270,20 @@ class Call(Future[T]):
         outer = here.call
         here.call = self
         try:
-            if self._kwargs is None:
-                result = self._context.run(self._function, *args)
+            try:
+                if self._kwargs is None:
+                    result = self._context.run(self._function, *args)
+                else:
+                    result = self._context.run(self._function, *args, **self._kwargs)
+            except BaseException as error:
+                self._fail(error)
             else:
-                result = self._context.run(self._function, *args, **self._kwargs)
-        except BaseException as error:
-            self._fail(error)
-        else:
-            here.succeeded += 1
-            self._result = result
-            del result
-        condition = self._settle(here, FINISHED)
-        here.call = outer
+                here.succeeded += 1
+                self._result = result
+                del result
+            condition = self._settle(here, FINISHED)
+        finally:
+            here.call = outer
         # The traceback of a failure keeps the frames that it passed, this one included, and
         # so its locals, the future among them: they must not live as long as it.
         del self, args, outer
@@ -296,13 +306,14 @@ class Call(Future[T]):
         with suppress(Exception):  # an exception that takes no notes is still the outcome
             if name not in getattr(error, "__notes__", ()):
                 BaseException.add_note(error, name)
-        trace = error.__traceback__
+        trace = trace_of(error)
         while trace is not None and trace.tb_frame.f_code.co_filename in own_files:
             trace = trace.tb_next
         BaseException.with_traceback(error, trace)  # past any __setattr__ that forbids it
-        self._error = error
-        self._function = Guard(Unseen(error, name))
+        guard = Guard(Unseen(error, name))
         this_thread().failed += 1
+        self._error = error
+        self._function = guard
 
     def _settle(self, here: Thread, state: str) -> threading.Condition | None:
         """Make the outcome known; return the condition whose waiters are still to be woken.
@@ -369,7 +380,12 @@ class Call(Future[T]):
         if waiting.pop(self, None) is None:
             return False
         here = self._owner = this_thread()
-        let_go(here, self._settle(here, CANCELLED))
+        outer, here.call = here.call, self  # what its callbacks do, a `flush` say, it does
+        try:
+            condition = self._settle(here, CANCELLED)
+        finally:
+            here.call = outer
+        let_go(here, condition)
         self._executor._forget(self)
         return True
 
@@ -381,11 +397,24 @@ class Call(Future[T]):
 
     def _abandon(self, here: Thread, error: BaseException) -> None:
         """End a call whose steps were interrupted between two of them."""
-        if here.call is self:
-            here.call = None
-        if self._error is None:
+        if self.done() and self not in pending:
+            return
+        waiting.pop(self, None)
+        if self._error is None and not hasattr(self, "_result"):
             self._fail(error)
         let_go(here, self._settle(here, FINISHED))
+
+    def _run_now(self, here: Thread) -> None:
+        """Run the call in the middle of what this thread does."""
+        settling = here.settling
+        try:
+            condition = self._run(here)
+        except BaseException as error:
+            unended.append((self, error))
+            raise
+        del self  # as in `_run`
+        let_go(here, condition)
+        here.settling = settling
 
     # -- The standard future, without its lock ------------------------------------------
 
@@ -513,12 +542,15 @@ class Call(Future[T]):
         here = threads.get(_get_ident())
         if here is not None and here.call is self:
             raise RuntimeError(f"{describe(self)} awaits itself: that wait would never end")
+        if not self.done() and not self._executor._overlaps:
+            self._executor._wake()
+            self._help()  # F4: a worker that awaits, in a loop of its own
         return super().__await__()
 
     def _wait(self, timeout: float | None) -> None:
         self._executor._wake()
         here = threads.get(_get_ident())
-        if here is None or here.call is None:
+        if here is None or (here.call is None and here.queue is None):
             return self._block(timeout)
         if self._help():
             return None
@@ -526,10 +558,11 @@ class Call(Future[T]):
         try:
             if _held_up_by(self, here, set()):
                 if self in waiting:  # it waits for a worker that waits for us
-                    let_go(here, self._run(here))
+                    self._run_now(here)
                     return None
+                who = "this worker" if here.call is None else describe(here.call)
                 raise RuntimeError(
-                    f"{describe(here.call)} waits for {describe(self)}, which can't end before it: "
+                    f"{who} waits for {describe(self)}, which can't end before it: "
                     "that wait would never end; return the future instead of waiting for it"
                 )
             return self._block(timeout)
@@ -549,10 +582,10 @@ class Call(Future[T]):
     def _help(self) -> bool:
         """Run the call if this thread is a worker that it waits for; return whether it is done."""
         here = threads.get(_get_ident())
-        if here is None or here.queue is None or here.call is None:
+        if here is None or here.queue is None:
             return False
         if not self.done() and self._executor._serves(here) and self in waiting:
-            let_go(here, self._run(here))
+            self._run_now(here)
         return self.done()
 
     def _look(self) -> None:
@@ -561,6 +594,20 @@ class Call(Future[T]):
         if type(guard) is Guard:
             guard.unseen.look()
             self._function = guard.unseen.name
+
+
+# Calls whose end was interrupted, by Ctrl-C or at the end of the stack, and by what.
+unended: deque[tuple[Call[Any], BaseException]] = deque()
+
+
+def end_late() -> None:
+    """End the calls whose end was interrupted."""
+    while unended:
+        call, error = unended[0]
+        call._abandon(this_thread(), error)
+        with suppress(IndexError, ValueError):  # another thread did the same
+            unended.remove((call, error))
+        del call, error
 
 
 def let_go(here: Thread, condition: threading.Condition | None) -> None:
@@ -617,8 +664,11 @@ def put(
         pending[call] = None
         waiting[call] = args
         executor._accept(call)
-    except BaseException:
-        call._retract()  # unless somebody took it already: then it runs
+    except BaseException as error:
+        try:
+            call._retract()  # unless somebody took it already: then it runs
+        except BaseException:
+            unended.append((call, error))
         raise
     if len(waiting) >= _mark:
         _grown(call)
@@ -634,12 +684,14 @@ def run_here(call: Call[Any]) -> None:
     """Run a call on the caller's thread, unless it was taken."""
     here = this_thread()
     try:
-        let_go(here, call._run(here))
-    except BaseException as error:  # Ctrl-C between two of our own lines
-        if not call.done():
-            call._abandon(here, error)
+        call._run_now(here)
+    except BaseException:  # Ctrl-C between two of our own lines, or the end of the stack
+        with suppress(RecursionError):  # then whoever comes next, higher up, ends it
+            end_late()
         raise
     raised = call._error
+    if isinstance(raised, KeyboardInterrupt):
+        call._look()
     del call  # as in `put`
     try:
         if isinstance(raised, KeyboardInterrupt):
@@ -657,13 +709,18 @@ class Executor(concurrent.futures.Executor):
     everything else follow from that.
     """
 
+    _overlaps = False  # whether calls overlap on one thread, as coroutines do
     _hints = True  # whether a call that computes on its thread is told of (T1)
     _packs = False  # whether `_pack` is asked; an attribute, because every call pays for it
     _outlives = False  # whether calls go on without this program, so that its end needn't wait
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call `fn(*args, **kwargs)` in the background and return its future at once."""
-        return put(self, fn, args, kwargs or None, sys._getframe(1))
+        try:
+            frame = sys._getframe(1)
+        except ValueError:  # called by C, on a thread without Python code
+            frame = sys._getframe(0)
+        return put(self, fn, args, kwargs or None, frame)
 
     def _pack(self, call: Call[Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return what stands for the arguments while the call waits, on the caller's thread.
@@ -793,9 +850,15 @@ class Drain:
         self.bell: SimpleQueue[None] = SimpleQueue()
 
     def __enter__(self) -> Drain:
+        if unended:
+            end_late()
         drains.append(self)
-        for executor in {call._executor for call in self.left()}:
-            executor._wake()
+        try:
+            for executor in {call._executor for call in self.left()}:
+                executor._wake()
+        except BaseException:  # Ctrl-C
+            drains.remove(self)
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -926,6 +989,7 @@ class Failures:
         self.taken = 0  # how many have been raised
         self.round = 0  # how often
         self.said = 0  # how many of those that are left have been said
+        self.sayings = 0  # how often that was asked
 
     def __len__(self) -> int:
         unseen = sum(thread.failed - thread.looked for thread in list(threads.values()))
@@ -948,6 +1012,7 @@ class Failures:
         """Return how many came since this was asked last."""
         count = len(self)
         said, self.said = self.said, count
+        self.sayings += 1
         return max(count - said, 0)
 
     def clear(self) -> None:
@@ -961,12 +1026,13 @@ failures = Failures()
 class Unseen:
     """A failure at which nobody has looked; it refers to no future, which makes no cycle."""
 
-    __slots__ = ("error", "key", "name", "round", "told")
+    __slots__ = ("error", "key", "name", "round", "sayings", "told")
 
     def __init__(self, error: BaseException, name: str) -> None:
         self.error = error
         self.name = name
         self.round = failures.round
+        self.sayings = failures.sayings
         self.told = [False]  # whoever pops it tells the failure, by log or by look, once
         self.key = object() if len(failures.errors) < failures.KEPT else None
         if self.key is not None:
@@ -978,6 +1044,8 @@ class Unseen:
         if self._claim():
             failures.errors.pop(self.key, None)
             this_thread().looked += 1
+            if self.sayings < failures.sayings:  # it is among those that were said
+                failures.said = max(failures.said - 1, 0)
 
     def _claim(self) -> bool:
         """Return whether nobody has been told of the failure, once."""
@@ -1035,20 +1103,39 @@ def bury() -> None:
         gc.collect()
 
 
+def trace_of(error: BaseException) -> TracebackType | None:
+    """Return the traceback, past what the exception may answer of its own."""
+    trace: TracebackType | None = vars(BaseException)["__traceback__"].__get__(error)
+    return trace
+
+
 def clear_frames(error: BaseException) -> None:
-    """Free the locals of the frames that an exception and its causes passed."""
-    seen: list[BaseException] = []
+    """Free the locals of the frames that an exception passed, and those that led to it there."""
+    own: set[FrameType] = set()
+    seen: list[int] = []
     link: BaseException | None = error
-    while link is not None and link not in seen:
-        seen.append(link)
-        traceback.clear_frames(link.__traceback__)
+    while link is not None and id(link) not in seen:
+        seen.append(id(link))
+        trace = trace_of(link)
+        if link is not error and (trace is None or trace.tb_frame not in own):
+            break  # it comes from elsewhere, and its frames are not ours to clear
         # A call that failed on its caller's thread: our frames below hold its arguments.
-        frame = link.__traceback__ and link.__traceback__.tb_frame.f_back
+        frame = trace and trace.tb_frame.f_back
         while frame is not None and frame.f_code.co_filename.startswith(_FOLDER):
-            with suppress(RuntimeError):  # it is still running
-                frame.clear()
+            clear(frame)
             frame = frame.f_back
+        while trace is not None:
+            own.add(trace.tb_frame)
+            clear(trace.tb_frame)
+            trace = trace.tb_next
         link = link.__cause__ or link.__context__
+
+
+def clear(frame: FrameType) -> None:
+    # Clearing a generator or a coroutine that is suspended would close it.
+    if not frame.f_code.co_flags & (CO_GENERATOR | CO_COROUTINE | CO_ASYNC_GENERATOR):
+        with suppress(RuntimeError):  # it is still running
+            frame.clear()
 
 
 def log_unseen() -> None:

@@ -7,8 +7,9 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Coroutine
-from types import FrameType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
+from pkgutil import resolve_name
+from types import FrameType, MethodType
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
 
 import wrapt
 
@@ -52,13 +53,39 @@ class BoundBackgroundFunction(_BoundWrapper):
     def __call__(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
         parent = self._self_parent
         executor = parent._self_options[0] or settings.executor
-        return parent._self_put(executor, self.__wrapped__, args, kwargs or None, _getframe(1))
+        try:
+            frame = _getframe(1)
+        except ValueError:  # called by C, on a thread without Python code
+            frame = _getframe(0)
+        return parent._self_put(executor, self.__wrapped__, args, kwargs or None, frame)
+
+    def __copy__(self) -> Self:
+        return self  # as a function is
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> Any:
+        # By the instance, or the class, that it is a method of.
+        wrapped = self.__wrapped__
+        if isinstance(wrapped, MethodType):
+            return getattr, (wrapped.__self__, wrapped.__name__)
+        return resolve_name, (f"{wrapped.__module__}:{wrapped.__qualname__}",)
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        return self.__reduce__()
 
 
 class BackgroundFunction(_Wrapper):
     """A decorated function; each is the one instance of a subclass with a `__call__` of its own."""
 
     __bound_function_wrapper__ = BoundBackgroundFunction
+
+    def __copy__(self) -> Self:
+        return self  # as a function is
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
 
     def __reduce__(self) -> str:
         # By name, as functions are: the name finds the decorated function.
@@ -105,7 +132,11 @@ def wrap(
         enter = on_event_loop(enter)
 
     def call(self: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        return enter(executor or settings.executor, function, args, kwargs or None, _getframe(1))
+        try:
+            frame = _getframe(1)
+        except ValueError:  # called by C, on a thread without Python code
+            frame = _getframe(0)
+        return enter(executor or settings.executor, function, args, kwargs or None, frame)
 
     kind = type("BackgroundFunction", (BackgroundFunction,), {"__call__": call})
     wrapper: BackgroundFunction = kind(function, _unused)

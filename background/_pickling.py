@@ -389,7 +389,9 @@ def _children(path: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 def pack_error(error: BaseException) -> bytes:
     """Return an exception as bytes, whatever it is."""
-    trace = "".join(traceback.format_exception(error)).rstrip()
+    trace = "the traceback can't be shown"
+    with suppress(Exception):  # an exception may answer by force for its notes and causes
+        trace = "".join(traceback.format_exception(error)).rstrip()
     message = "its message failed"
     with suppress(Exception):
         message = str(error)

@@ -148,9 +148,10 @@ def flush(
         raise TypeError(f"progress must be True, False or None, not {progress!r}")
     before = monotonic()
     here = threads.get(threading.get_ident())
-    if here is not None and here.call is not None:
+    if here is not None and (here.call is not None or here.settling is not None):
+        inside = "the end of a call" if here.call is None else describe(here.call)
         raise RuntimeError(
-            f"flush() inside {describe(here.call)} would wait for that call itself; "
+            f"flush() inside {inside} would wait for that call itself; "
             "wait for single futures by result(), or flush where the call was made"
         )
     with Drain(before) as drain:
@@ -260,8 +261,8 @@ def stats() -> Stats:
     """Return the counts of all calls of this process so far.
 
     submitted = waiting + running + succeeded + failed + cancelled + dropped, always. The
-    seconds are sums over calls: how long those that started had waited, how long those that
-    are done ran, and how long callers were held up.
+    seconds are sums over calls: how long those that started or were cancelled had waited, how
+    long those that are done ran, and how long callers were held up.
 
     The numbers are read while the workers go on, one after the other.
     """

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from time import monotonic
+from types import TracebackType
 from typing import Any
 
 import background._channel as channels
@@ -95,7 +96,8 @@ def outcome(
             raise
         return RETURNED, pack_result((run_by or run)(function, args, kwargs), views), views
     except BaseException as error:
-        trace = error.__traceback__
+        # By the class: an exception may answer by force for its attributes.
+        trace: TracebackType | None = vars(BaseException)["__traceback__"].__get__(error)
         while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
             trace = trace.tb_next
         return RAISED, pack_error(BaseException.with_traceback(error, trace)), []

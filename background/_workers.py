@@ -19,10 +19,12 @@ from background._call import (
     Executor,
     Thread,
     drains,
+    end_late,
     let_go,
     run_here,
     this_thread,
     threads,
+    unended,
 )
 
 __all__ = ["Queue", "Worker", "WorkerExecutor", "end_workers", "forget_workers"]
@@ -54,6 +56,13 @@ class Queue:
         queue = Queue(len(self.workers), self.kind)
         queue.closed = self.closed
         return queue
+
+    def wants_more(self) -> bool:
+        """Tell whether more calls wait than workers are idle, each of whom will take but one.
+
+        One that has been rung for counts as idle until it runs, and its call as waiting.
+        """
+        return len(self.calls) > sum(worker.idle for worker in self.workers)
 
     def ring(self) -> None:
         if self.bell.empty():
@@ -113,8 +122,9 @@ class Worker:
                 condition = call._run(here)
             except BaseException as error:  # raised into this thread, between our lines
                 condition = None
-                if not call.done():
-                    call._abandon(here, error)
+                unended.append((call, error))
+            if unended:
+                end_late()
             # Before anyone who waits for the call is woken: then its arguments, its result
             # or its failure are theirs alone.
             del call
@@ -166,7 +176,7 @@ class WorkerExecutor(Executor):
                     "this executor was shut down: it takes no calls any more; "
                     "make a new executor, or shut it down after the last call"
                 )
-        elif not any(worker.idle for worker in queue.workers):
+        elif queue.wants_more():
             self._hire(queue)
 
     def _hire(self, queue: Queue) -> None:
@@ -198,7 +208,7 @@ class WorkerExecutor(Executor):
     def _wake(self) -> None:
         queue = self._queue
         queue.ring()
-        if queue.short and queue.calls and not any(worker.idle for worker in queue.workers):
+        if queue.short and queue.wants_more():
             self._hire(queue)
 
     def _serves(self, here: Thread) -> bool:

@@ -235,6 +235,7 @@ class EventLoopExecutor(WorkerExecutor):
     """
 
     _hints = False
+    _overlaps = True
 
     def __init__(self) -> None:
         super().__init__(1, "background-loop", LoopWorker)

@@ -10,7 +10,8 @@ from functools import reduce
 from types import FunctionType, MethodType
 from typing import Any
 
-from background._call import Call, Executor, Thread, let_go, run_here, this_thread, waiting
+from background._call import Call, Executor, Thread, let_go, run_here, this_thread, unended, waiting
+from background._debug import Watched
 from background._elsewhere import drain_before_end_of, end_call, has_ended
 
 __all__ = ["ForeignExecutor"]
@@ -128,8 +129,7 @@ class Shipment:
             condition = call._run(here)
         except BaseException as error:  # raised into this thread, between our lines
             condition = None
-            if not call.done():
-                call._abandon(here, error)
+            unended.append((call, error))
         here.queue = outer
         self.take()
         del call
@@ -163,6 +163,8 @@ class Shipment:
         if call is None or args is None:
             return _nothing, ()  # it was cancelled
         function: Any = call._function
+        if isinstance(function, Watched):  # there nothing is the same object
+            function = function.function
         if isinstance(function, MethodType):
             function, args = function.__func__, (function.__self__, *args)
         # A worker that can't import our `__main__` is sent functions by value (loky's cloudpickle).
