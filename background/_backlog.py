@@ -68,8 +68,8 @@ class BoundedCall(Call[T]):
     __slots__ = ("_backlog",)
     _backlog: Backlog
 
-    def _start(self, here: Thread) -> tuple[Any, ...] | None:
-        args = super()._start(here)
+    def _start(self, here: Thread, now: float = 0.0) -> tuple[Any, ...] | None:
+        args = super()._start(here, now)
         if args is not None:
             self._backlog.leave(self)
         return args

@@ -267,13 +267,14 @@ def stats() -> Stats:
     The numbers are read while the workers go on, one after the other.
     """
     records = list(threads.values())
-    running = max(sum(record.running for record in records), 0)
+    count = len(waiting)
+    running = max(len(pending) - count, 0)  # a call that is made just now is in one of them
     done = {
         name: sum(getattr(record, name) for record in records)
         for name in ("succeeded", "failed", "cancelled", "dropped")
     }
     return Stats(
-        submitted=(count := len(waiting)) + running + sum(done.values()),
+        submitted=count + running + sum(done.values()),
         waiting=count,
         running=running,
         **done,

@@ -103,7 +103,8 @@ class Worker:
         here = self.thread = this_thread()
         here.queue = queue = self.queue
         here.mark(monotonic())
-        calls, bell = queue.calls, queue.bell
+        calls, bell, several = queue.calls, queue.bell, len(queue.workers) > 1
+        now = 0.0  # when the call before ended, if that was just now
         while True:
             try:
                 call = calls.popleft()
@@ -115,11 +116,13 @@ class Worker:
                 bell.get()
                 here.mark(monotonic())
                 self.idle = False
+                now = 0.0
                 continue
-            if len(queue.workers) > 1 and calls and bell.empty():
+            if several and calls and bell.empty():
                 bell.put(None)  # one ring wakes one worker; more calls want more
             try:
-                condition = call._run(here)
+                condition = call._run(here, now)
+                now = here.ended
             except BaseException as error:  # raised into this thread, between our lines
                 condition = None
                 unended.append((call, error))
