@@ -33,6 +33,7 @@ from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
 from typing import Any, ParamSpec, TypeVar, cast
 
 __all__ = [
+    "RUNNING",
     "Call",
     "Drain",
     "Executor",

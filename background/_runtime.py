@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from background._call import (
+    RUNNING,
     Call,
     Drain,
     Executor,
@@ -268,7 +269,7 @@ def stats() -> Stats:
     """
     records = list(threads.values())
     count = len(waiting)
-    running = max(len(pending) - count, 0)  # a call that is made just now is in one of them
+    running = sum(call._state is RUNNING for call in list(pending))
     done = {
         name: sum(getattr(record, name) for record in records)
         for name in ("succeeded", "failed", "cancelled", "dropped")

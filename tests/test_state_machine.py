@@ -1,6 +1,7 @@
 """Everything that one may do, in any order, against a plain model."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import Log, let_die
@@ -26,6 +27,8 @@ from background import (
 )
 from background._backlog import Overflow
 from background._call import failures, logger
+
+POOL = ThreadPoolExecutor(1)
 
 
 class Model:
@@ -67,6 +70,7 @@ class Machine(RuleBasedStateMachine):
             overflow: background(max_pending=1, overflow=overflow)(self.ran.append)
             for overflow in OVERFLOWS
         }
+        self.live: list[int] = []
         self.places: dict[str, list[int]] = {overflow: [] for overflow in OVERFLOWS}
         self.queued: list[int] = []  # the numbers of all that wait, in their order
         self.held_up: list[int] = []  # come after them: by threads that wait for a place
@@ -223,6 +227,32 @@ class Machine(RuleBasedStateMachine):
             if model.state == "failed" and not model.looked:
                 self.unseen -= 1
                 model.looked = True
+
+    @rule()
+    def call_with_a_snapshot(self) -> None:
+        """Make a call on a live list, and change that before the call starts."""
+        self.made += 1
+        self.live.append(self.made)
+        background(snapshot=True)(lambda live: self.ran.append(live[-1]))(self.live)
+        self.queued.append(self.made)
+        self.live.append(0)
+
+    @rule(pool=st.booleans(), fails=st.booleans())
+    def call_elsewhere(self, pool: bool, fails: bool) -> None:
+        """Make a call on somebody's pool, or of a coroutine function, and wait for it."""
+
+        def plain() -> None:
+            if fails:
+                raise ValueError
+
+        async def coroutine() -> None:
+            plain()
+
+        function = background(executor=POOL)(plain) if pool else background(coroutine)
+        future = function()
+        assert (type(future.exception(20)) is ValueError) == fails
+        self.failed += fails
+        self.succeeded += not fails
 
     @rule(check=st.booleans())
     def flush_all(self, check: bool) -> None:
