@@ -417,8 +417,7 @@ class Call(Future[T]):
             unended.append((self, error))
             raise
         del self  # as in `_run`
-        let_go(here, condition)
-        here.settling = settling
+        let_go(here, condition, settling)
 
     # -- The standard future, without its lock ------------------------------------------
 
@@ -614,9 +613,14 @@ def end_late() -> None:
         del call, error
 
 
-def let_go(here: Thread, condition: threading.Condition | None) -> None:
-    """Wake those who wait for a call that this thread has just let go of."""
-    here.settling = None
+def let_go(
+    here: Thread, condition: threading.Condition | None, settling: float | None = None
+) -> None:
+    """Wake those who wait for a call that this thread has just let go of.
+
+    `settling` is that of a call that this one came in the middle of the end of.
+    """
+    here.settling = settling
     if condition is not None:
         with condition:
             condition.notify_all()

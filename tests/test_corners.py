@@ -2,10 +2,12 @@
 
 import asyncio
 import copy
+import multiprocessing
 import pickle
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from background import (
     background,
     configure,
     flush,
+    snapshot,
     stats,
 )
 
@@ -190,6 +193,22 @@ def test_a_worker_that_awaits() -> None:
         return await background(abs)(-7)  # type: ignore[misc]
 
     assert background(lambda: asyncio.run(main()))().result(20) == 7
+
+
+class Uncopied:
+    def __deepcopy__(self, memo: object) -> object:
+        raise OSError("no copy")
+
+
+def test_options_on_a_pool_of_processes() -> None:
+    """C4: a copy that fails, and the search for changes, work where calls are pickled late."""
+    snapshot.register(Uncopied, copy.deepcopy)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        failed = background(executor=pool, snapshot=True)(len)(Uncopied())  # type: ignore[arg-type]
+        assert "no copy" in str(failed.exception(30))
+        with configure(debug=True):
+            watched = background(executor=pool)(len)([1, 2])
+        assert watched.result(30) == 2
 
 
 class HostileError(Exception):

@@ -13,6 +13,7 @@ from typing import Any
 from background._call import Call, Executor, Thread, let_go, run_here, this_thread, unended, waiting
 from background._debug import Watched
 from background._elsewhere import drain_before_end_of, end_call, has_ended
+from background._snapshot import Failed
 
 __all__ = ["ForeignExecutor"]
 
@@ -36,8 +37,9 @@ class ForeignExecutor(Executor):
                 "this executor was shut down: it takes no calls any more; "
                 "make a new executor, or shut it down after the last call"
             )
-        if self._process != os.getpid():
-            run_here(call)  # E4: the workers of the pool stayed behind at the fork
+        if self._process != os.getpid() or isinstance(call._function, Failed):
+            # E4: the workers of the pool stayed behind at the fork; or there is nothing to run.
+            run_here(call)
             del call
             return
         shipment = self._shipments[call] = Shipment(self, call)
