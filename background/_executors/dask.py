@@ -212,9 +212,6 @@ class DaskExecutor(Executor):
     def _stands(self, call: Call[Any]) -> str:
         return " on Dask"
 
-    def _serves(self, here: Any) -> bool:
-        return False
-
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no further calls; with `wait`, return when the last one is done.
 
