@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from background._pickling import pack_error, pack_result, unpack_call
-from background._store import SOMEBODY, Claim, Life, Store, StoreError, token
+from background._store import SOMEBODY, SUPERVISOR, Claim, Life, Store, StoreError, token
 from background._worker import run
 
 __all__ = ["Worker", "command", "log_of", "supervise", "worker_of"]
@@ -66,19 +66,24 @@ def say(text: str) -> None:
 # -- The supervisor ------------------------------------------------------------------------
 
 
-def supervise(path: str, workers: int, idle_timeout: float | None, synchronous: str) -> int:
+def supervise(
+    path: str, workers: int, idle_timeout: float | None, synchronous: str, *, beside: bool = True
+) -> int:
     """Keep workers running until they are told to end or are idle; return an exit code.
 
     The first SIGINT or SIGTERM lets each end after its current call, the second one kills them.
+    Unless they may run `beside` others, those that live are waited for.
     """
     store, life = Store(path, synchronous, 1000), Life(path)
     store.waits()  # a file that is of no use is an error now
-    life.hold(SOMEBODY)
+    for byte in (SUPERVISOR, SOMEBODY):
+        life.hold(byte)
     with contextlib.suppress(OSError):
         # Whoever started this program had locked the log, so that nobody starts another one
         # before this one can be seen; we share the lock with the file.
         fcntl.flock(2, fcntl.LOCK_UN)
-    start = command("work", path, idle_timeout=idle_timeout, synchronous=synchronous)
+    options = {"idle_timeout": idle_timeout, "synchronous": synchronous}
+    start = command("work", path, supervisor=os.getpid(), **options)
     children: dict[int, float] = {}
     stops = code = deaths = 0
 
@@ -97,6 +102,9 @@ def supervise(path: str, workers: int, idle_timeout: float | None, synchronous: 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     wanted = workers
+    # A worker whose supervisor was killed ends after its current call, now that we can be seen.
+    while not beside and not stops and store.workers(life):
+        time.sleep(LOOK)
     while True:
         while len(children) < wanted and not stops:
             # In a process group of its own: Ctrl-C comes to this program alone.
@@ -124,18 +132,20 @@ def supervise(path: str, workers: int, idle_timeout: float | None, synchronous: 
             continue
         # First off the list, then a last look: who makes a call first writes it, then looks
         # whether somebody is on the list. So one of the two sees the other.
-        life.drop(SOMEBODY)
+        for byte in (SUPERVISOR, SOMEBODY):
+            life.drop(byte)
         if stops or not (store.waits() or store.orphans(life)):
             store.close()
             return code
-        life.hold(SOMEBODY)
+        for byte in (SUPERVISOR, SOMEBODY):
+            life.hold(byte)
         wanted = workers
 
 
 def detached(path: str, **options: Any) -> None:
     """Be the supervisor that a program has started."""
     try:
-        sys.exit(supervise(path, 1, **options))
+        sys.exit(supervise(path, 1, **options, beside=False))
     except StoreError as error:
         say(str(error))
         sys.exit(2)
@@ -144,10 +154,10 @@ def detached(path: str, **options: Any) -> None:
 # -- The worker ----------------------------------------------------------------------------
 
 
-def work(path: str, idle_timeout: float | None, synchronous: str) -> None:
+def work(path: str, supervisor: int, idle_timeout: float | None, synchronous: str) -> None:
     """Be a worker."""
     global _here
-    _here = worker = Worker(path, idle_timeout, synchronous)
+    _here = worker = Worker(path, supervisor, idle_timeout, synchronous)
     try:
         code = worker.loop()
     except StoreError as error:
@@ -159,13 +169,15 @@ def work(path: str, idle_timeout: float | None, synchronous: str) -> None:
 class Worker:
     """Runs the calls of a file, one after the other, in the main thread of its process."""
 
-    def __init__(self, path: str, idle_timeout: float | None, synchronous: str) -> None:
+    def __init__(
+        self, path: str, supervisor: int, idle_timeout: float | None, synchronous: str
+    ) -> None:
         self.path = path
         self.store, self.life = Store(path, synchronous, 1000), Life(path)
         self.idle_timeout = math.inf if idle_timeout is None else idle_timeout
         self.id = token()
         self.pid = os.getpid()
-        self.supervisor = os.getppid()
+        self.supervisor = supervisor
         self.since = time.time()
         self.stop = False
         self.own_path = sys.path[:]
@@ -189,7 +201,14 @@ class Worker:
         worked = False
         while not self.stop:
             claim = None
+            alone = os.getppid() != self.supervisor  # killed: nobody would replace us either
             try:
+                if alone:
+                    # First off the list, then a look: the new supervisor looks for calls only
+                    # once it is off the list itself, so that it sees those that were left to us.
+                    self.life.drop(SOMEBODY)
+                    if self.life.taken(SUPERVISOR):
+                        return self.end(ENDED)
                 for byte in (SOMEBODY, self.id):  # the last call may have lost them: see `Life`
                     self.life.hold(byte)
                 if monotonic() >= look:
@@ -217,7 +236,6 @@ class Worker:
                 idle_since = monotonic()
                 worked = True
                 continue
-            alone = os.getppid() != self.supervisor  # killed: nobody would replace us either
             if alone or monotonic() - idle_since >= self.idle_timeout:
                 self.life.drop(SOMEBODY)
                 if not self.store.waits():  # the last look: see `supervise`

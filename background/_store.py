@@ -22,7 +22,10 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 
-__all__ = ["SOMEBODY", "Claim", "Life", "Outcome", "Store", "StoreError", "StoredCall", "token"]
+__all__ = [
+    *("SOMEBODY", "SUPERVISOR", "Claim", "Life", "Outcome", "Store", "StoreError"),
+    *("StoredCall", "token"),
+]
 
 FORMAT = 1
 APPLICATION = 0x62672D31  # says in the file's header whose it is
@@ -600,7 +603,9 @@ def explain(error: Exception, path: str) -> StoreError:
 
 # -- Life ----------------------------------------------------------------------------------
 
+SUPERVISOR = 0  # the byte that every supervisor shares
 SOMEBODY = 1  # the byte that every worker and every supervisor shares
+SHARED = (SUPERVISOR, SOMEBODY)
 
 
 class Life:
@@ -619,8 +624,8 @@ class Life:
         self._path = path + "-lock"
 
     def hold(self, byte: int) -> None:
-        """Take a byte of one's own, or a share of `SOMEBODY`, until the process ends."""
-        fcntl.lockf(self._file(), fcntl.LOCK_SH if byte == SOMEBODY else fcntl.LOCK_EX, 1, byte)
+        """Take a byte of one's own, or a share of a common one, until the process ends."""
+        fcntl.lockf(self._file(), fcntl.LOCK_SH if byte in SHARED else fcntl.LOCK_EX, 1, byte)
         _held.add((self._path, byte))
 
     def drop(self, byte: int) -> None:
@@ -634,9 +639,9 @@ class Life:
             return True
         file = self._file()
         try:
-            # Those who look for one worker may do so at once; the common byte, which many
+            # Those who look for one worker may do so at once; a common byte, which many
             # share, looks taken to a second one who looks: then the first one sees to it.
-            kind = fcntl.LOCK_EX if byte == SOMEBODY else fcntl.LOCK_SH
+            kind = fcntl.LOCK_EX if byte in SHARED else fcntl.LOCK_SH
             fcntl.lockf(file, kind | fcntl.LOCK_NB, 1, byte)
         except (BlockingIOError, PermissionError):
             return True

@@ -40,6 +40,22 @@ def who() -> tuple[int, int]:
     return os.getpid(), os.getppid()
 
 
+def write_pid(path: str) -> int:
+    write(path, "next")
+    return os.getpid()
+
+
+def alone_for_a_second(path: str) -> str:
+    """Tell whether the next call begins while this one runs, given a second for it."""
+    write(path, "first")
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        if len(lines(path)) > 1:
+            return "not alone"
+        time.sleep(0.01)
+    return "alone"
+
+
 def die(path: str) -> None:
     write(path, "died")
     os.kill(os.getpid(), signal.SIGKILL)

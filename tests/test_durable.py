@@ -22,9 +22,9 @@ import pytest
 from conftest import Log
 
 import background as package
-from background import SQLiteExecutor, WorkerDied, _store, flush, stats
+from background import SQLiteExecutor, WorkerDied, _durable_worker, _store, flush, stats
 from background._executors import sqlite
-from background._store import Life, Store, StoreError
+from background._store import SUPERVISOR, Life, Store, StoreError
 
 ROOT = str(Path(package.__file__).parent.parent)
 HERE = str(Path(__file__).parent)
@@ -555,6 +555,41 @@ def test_the_supervisor_is_killed(file: Path, tmp_path: Path) -> None:
         os.kill(worker, signal.SIGKILL)
         executor.submit(calls.write, log, "ran").result(60)
     assert calls.lines(log) == ["ran"]
+
+
+def test_a_new_supervisor_waits_for_the_worker_of_a_killed_one(file: Path, tmp_path: Path) -> None:
+    """Durable: a worker whose supervisor was killed ends its call before another one begins."""
+    log = str(tmp_path / "log")
+    with SQLiteExecutor(file, idle_timeout=5) as executor:
+        worker, supervisor = executor.submit(calls.who).result(60)
+        first = executor.submit(calls.alone_for_a_second, log)
+        eventually(lambda: calls.lines(log))
+        second = executor.submit(calls.write_pid, log)
+        os.kill(supervisor, signal.SIGKILL)
+        # As a program starts it that finds nobody alive.
+        options = {"idle_timeout": 0.1, "synchronous": "NORMAL"}
+        start = _durable_worker.command("detached", str(file), **options)
+        with subprocess.Popen(start, env=environment()) as process:
+            assert first.result(60) == "alone"
+            assert second.result(60) != worker
+            assert process.wait(60) == 0
+
+
+def test_a_worker_whose_supervisor_is_replaced_as_it_starts(
+    quiet: SQLiteExecutor, file: Path
+) -> None:
+    """Durable: a worker without a supervisor leaves the calls to one that is there."""
+    future = quiet.submit(calls.who)
+    life = Life(str(file))
+    life.hold(SUPERVISOR)
+    options = {"supervisor": 1, "idle_timeout": None, "synchronous": "NORMAL"}
+    start = _durable_worker.command("work", str(file), **options)
+    try:
+        done = subprocess.run(start, env=environment(), timeout=60, check=False)
+    finally:
+        life.drop(SUPERVISOR)
+    assert done.returncode == _durable_worker.ENDED
+    assert future.cancel()
 
 
 def test_a_poison_call(executor: SQLiteExecutor, file: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import durable_calls
 from test_durable import ENDINGS, environment
 
-from background._store import Life, Store
+from background._store import SOMEBODY, Life, Store
 
 PRODUCER = """
 import os, sys, time
@@ -37,7 +37,12 @@ def storm(folder: Path, wanted: int, kills: int) -> Counter[str]:
     producers: list[subprocess.Popen[bytes]] = []
     store, life = Store(file, "NORMAL", 64_000), Life(file)
     deadline = time.monotonic() + 500
-    while counts["workers killed"] < kills or counts["said"] < wanted:
+    few = max(kills // 20, 1)
+    while (
+        counts["workers killed"] < kills
+        or min(counts["producers killed"], counts["supervisors killed"]) < few
+        or counts["said"] < wanted
+    ):
         assert time.monotonic() < deadline, counts
         while len(producers) < 2:
             command = [sys.executable, "-c", PRODUCER, file, log, said, str(counts["producers"])]
@@ -67,7 +72,10 @@ def storm(folder: Path, wanted: int, kills: int) -> Counter[str]:
     drain = [sys.executable, "-m", "background", "worker", "--drain", file]
     while [call for call in store.calls() if call.state in ("waiting", "running")]:
         assert time.monotonic() < deadline
-        subprocess.run(drain, env=environment(), check=True, timeout=300, capture_output=True)
+        if life.taken(SOMEBODY):  # a second worker beside it would upset the order
+            time.sleep(0.05)
+        else:
+            subprocess.run(drain, env=environment(), check=True, timeout=300, capture_output=True)
     said_lines = durable_calls.lines(said)
     began = [line.removeprefix("+ ") for line in durable_calls.lines(log) if line[0] == "+"]
     ended = [line.removeprefix("- ") for line in durable_calls.lines(log) if line[0] == "-"]
@@ -82,16 +90,13 @@ def storm(folder: Path, wanted: int, kills: int) -> Counter[str]:
     # One that was hit three times, a rare bad luck, is dead and not lost.
     assert counts["lost"] <= counts["dead"], counts
     assert counts["begun again"] <= counts["workers killed"], counts
-    # On one worker the calls of a program run in order, but for the one that a kill hits. A
-    # supervisor that is killed leaves its worker behind, and a program may then start another
-    # one beside it.
+    # There never are two workers at a time: the calls of a program begin in order.
     last: dict[str, int] = {}
     for line in began:
         name, number = line.split()
         counts["out of order"] += int(number) < last.get(name, 0)
         last[name] = max(int(number), last.get(name, 0))
-    if not counts["supervisors killed"]:
-        assert counts["out of order"] <= counts["workers killed"], counts
+    assert not counts["out of order"], counts
     return counts
 
 
@@ -104,8 +109,7 @@ def parent(pid: int) -> int:
 
 def test_a_storm(tmp_path: Path) -> None:
     """Durable: whoever is killed, no call is lost, and none runs twice but in killed workers."""
-    counts = storm(tmp_path, wanted=600, kills=10)
-    assert counts["producers killed"] > 0
+    storm(tmp_path, wanted=600, kills=10)
     assert {path.name for path in tmp_path.iterdir()} <= {
         *("log", "said"),
         *("calls.db" + ending for ending in ENDINGS),
