@@ -45,9 +45,10 @@ def write_pid(path: str) -> int:
     return os.getpid()
 
 
-def alone_for_a_second(path: str) -> str:
-    """Tell whether the next call begins while this one runs, given a second for it."""
+def alone_for_a_second(path: str, gate: str) -> str:
+    """Tell whether the next call begins while this one runs, a second after the gate opened."""
     write(path, "first")
+    until(gate)
     end = time.monotonic() + 1
     while time.monotonic() < end:
         if len(lines(path)) > 1:
@@ -76,9 +77,10 @@ def fail(text: str) -> None:
     raise ValueError(text)
 
 
-def hold_the_gil(path: str, seconds: float) -> None:
+def hold_the_gil(path: str, pipe: bytes) -> None:
+    """Hold the interpreter's lock until somebody opens the named pipe for writing."""
     write(path, "ran")
-    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+    ctypes.PyDLL(None).open(pipe, os.O_RDONLY)
 
 
 def leave_a_child(path: str) -> str:

@@ -559,17 +559,20 @@ def test_the_supervisor_is_killed(file: Path, tmp_path: Path) -> None:
 
 def test_a_new_supervisor_waits_for_the_worker_of_a_killed_one(file: Path, tmp_path: Path) -> None:
     """Durable: a worker whose supervisor was killed ends its call before another one begins."""
-    log = str(tmp_path / "log")
+    log, gate = str(tmp_path / "log"), tmp_path / "gate"
     with SQLiteExecutor(file, idle_timeout=5) as executor:
         worker, supervisor = executor.submit(calls.who).result(60)
-        first = executor.submit(calls.alone_for_a_second, log)
+        first = executor.submit(calls.alone_for_a_second, log, str(gate))
         eventually(lambda: calls.lines(log))
         second = executor.submit(calls.write_pid, log)
         os.kill(supervisor, signal.SIGKILL)
+        eventually(lambda: gone(supervisor))
         # As a program starts it that finds nobody alive.
         options = {"idle_timeout": 0.1, "synchronous": "NORMAL"}
         start = _durable_worker.command("detached", str(file), **options)
         with subprocess.Popen(start, env=environment()) as process:
+            eventually(lambda: Life(str(file)).taken(SUPERVISOR))
+            gate.touch()
             assert first.result(60) == "alone"
             assert second.result(60) != worker
             assert process.wait(60) == 0
@@ -658,12 +661,21 @@ def test_a_worker_takes_its_lock_again(quiet: SQLiteExecutor, file: Path, tmp_pa
 
 def test_a_call_that_holds_the_gil(quiet: SQLiteExecutor, file: Path, tmp_path: Path) -> None:
     """Durable: a call that never gives up the interpreter's lock runs once."""
-    log = str(tmp_path / "log")
-    future = quiet.submit(calls.hold_the_gil, log, 1.5)
+    log, pipe = str(tmp_path / "log"), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    future = quiet.submit(calls.hold_the_gil, log, bytes(pipe))
     first = command("worker", "--drain", file)
     calls.until(log)
     say("worker", "--drain", file)
     assert [call.state for call in quiet.calls()] == ["running"]
+
+    def let_it_go() -> bool:
+        with suppress(OSError):  # nobody reads yet
+            os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+            return True
+        return False
+
+    eventually(let_it_go)
     end(first)
     future.result(60)
     assert calls.lines(log) == ["ran"]
