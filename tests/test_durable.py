@@ -991,3 +991,30 @@ def test_commands_without_a_file(file: Path) -> None:
         _, err = end(command(name, file), 2)
         assert err == f"python -m background {name}: there is no file {file}\n"
     assert not file.exists()
+
+
+# -- What the program holds ----------------------------------------------------------------
+
+
+def open_files(folder: Path) -> list[str]:
+    """Return which files of a folder this process has open."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [path for path in found if path.startswith(str(folder))]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs Linux's /proc")
+def test_an_executor_that_is_shut_down_closes_its_files(tmp_path: Path) -> None:
+    """Durable: executors that come and go leave no file open, and those that stay keep theirs."""
+    first, other = tmp_path / "first.db", tmp_path / "other.db"
+    with SQLiteExecutor(first, idle_timeout=0.5) as staying:
+        for path in (first, other):
+            with SQLiteExecutor(path, idle_timeout=0.5) as passing:
+                assert staying.submit(abs, -1).result(60) == 1
+                assert passing.submit(abs, -1).result(60) == 1
+        eventually(lambda: not any(path.startswith(str(other)) for path in open_files(tmp_path)))
+        assert any(path.endswith("-lock") for path in open_files(tmp_path))
+        assert staying.submit(abs, -1).result(60) == 1
+    eventually(lambda: not open_files(tmp_path))

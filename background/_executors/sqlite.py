@@ -338,7 +338,12 @@ class Desk:
         self.closed = True
         self.bell.put(None)
         if not self.asked:
-            self.store.close()
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close the files."""
+        self.store.close()
+        self.life.close()
 
     def run(self) -> None:
         """Bring outcomes; without a thread of its own, until no call is pending."""
@@ -357,7 +362,7 @@ class Desk:
             except BaseException:  # raised into this thread, between our lines
                 logger.exception("the thread that brings outcomes from %s goes on", self.path)
             time.sleep(POLL)
-        self.store.close()
+        self.let_go()
 
     def look(self, here: Thread) -> None:
         """Bring what is new."""
