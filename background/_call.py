@@ -528,8 +528,9 @@ class Call(Future[T]):
         state = self._state.partition("_")[0].lower()
         if self._state is FINISHED:
             error = self._error
-            state = f"returned {type(self._result).__name__}"
-            if error is not None:
+            if error is None:
+                state = f"returned {type(self._result).__name__}"
+            else:
                 state = f"raised {type(error).__name__}"
         return f"<Future of {describe(self)}: {state}>"
 

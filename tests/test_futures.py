@@ -297,6 +297,9 @@ def test_repr(held: Held) -> None:
     held.gate.set()
     flush()
     assert repr(held.first).endswith(": returned NoneType>")
+    failed = held.executor.submit(int, "one")
+    flush()
+    assert repr(failed).endswith(": raised ValueError>")
 
 
 def test_shutdown(held: Held) -> None:
