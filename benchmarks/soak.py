@@ -322,7 +322,8 @@ class Soak:
             return
         from distributed import Client
 
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # workers are lost on purpose
+        for name in ("distributed", "distributed.client"):  # workers are lost on purpose
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
         with Client(self.address, set_as_default=False, timeout=LIMIT) as client:
             client.wait_for_workers(2, LIMIT)
@@ -330,6 +331,7 @@ class Soak:
                 self.executors["Dask"] = executor
                 try:
                     yield
+                    client.wait_for_workers(2, LIMIT)
                 finally:
                     del self.executors["Dask"]
 
@@ -449,7 +451,7 @@ class Soak:
     def sample(self, baseline: Sample | None) -> Sample:
         """Take a sample once everything is idle: as the baseline was, or for a second."""
         self.fill()
-        deadline, since, last = monotonic() + 30, monotonic(), None
+        deadline, since, last = monotonic() + LIMIT, monotonic(), None
         while True:
             sample = take_sample()
             if any(self.path in process for process in sample.processes):
@@ -751,7 +753,9 @@ class Producer:
             os.kill(pid, signal.SIGKILL)
 
     def kill_on_dask(self) -> None:
-        """Kill a worker of the cluster, which starts another one."""
+        """Kill a worker of the cluster, which starts another one, unless that is killed, too."""
+        if self.soak.kills["Dask"]:
+            return
         cluster = [p.pid for p in processes() if "--cluster" in p.command]
         workers = [p.pid for p in processes() if p.parent in cluster and "spawn_main" in p.command]
         if workers:
@@ -854,7 +858,7 @@ SCENARIOS = {
     "leaving": 0.7,
     "late": 0.15,
     "kill": 2,
-    "kill_on_dask": 0.1,
+    "kill_on_dask": 0.2,
     "passing": 1.5,
     "fork": 0.7,
 }
@@ -970,6 +974,7 @@ def main() -> int:
     print(f"CPython {sys.version.split()[0]}, --seconds {options.seconds:g} --seed {seed}")
     sys.stdout.flush()
     os.environ[TOKEN] = str(os.getpid())
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # its thread ends with the first fork
     # So that glibc gives big blocks back. By itself it learns that they come often, and keeps
     # up to 64 MB for each thread, in which a leak would not be seen.
     os.environ.update(MALLOC_MMAP_THRESHOLD_=str(1 << 17), MALLOC_TRIM_THRESHOLD_=str(1 << 17))
