@@ -801,9 +801,7 @@ class Producer:
         numbers = [self.number(made=0) for _ in names]
         failing = self.number(made=0)
         kept = [made.future for made in self.open]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads and forks
-            pid = os.fork()
+        pid = os.fork()
         if pid == 0:
             code = 1
             try:
@@ -901,6 +899,7 @@ def soak(folder: Path, seconds: float, seed: int) -> int:
     faulthandler.enable()
     faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
     logging.getLogger("background").propagate = False
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     start = said = monotonic()
     samples: list[Sample] = []
     length = max(2.0, min(seconds / 8, 15.0))

@@ -993,6 +993,26 @@ def test_commands_without_a_file(file: Path) -> None:
     assert not file.exists()
 
 
+def test_a_call_that_is_made_while_another_thread_shuts_down(
+    executor: SQLiteExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F1: a call that found the executor open is done, though that was shut down meanwhile."""
+    before = set(threading.enumerate())
+    executor.submit(abs, -1).result(60)
+    (brings_outcomes,) = set(threading.enumerate()) - before
+    put = executor._desk.store.put
+
+    def interrupted(*call: Any) -> int:
+        calls, executor._desk.calls = executor._desk.calls, {}  # as just before it was entered
+        executor.shutdown()
+        brings_outcomes.join(60)
+        executor._desk.calls = calls
+        return put(*call)
+
+    monkeypatch.setattr(executor._desk.store, "put", interrupted)
+    assert executor.submit(abs, -2).result(60) == 2
+
+
 # -- What the program holds ----------------------------------------------------------------
 
 

@@ -363,6 +363,9 @@ class Desk:
                 logger.exception("the thread that brings outcomes from %s goes on", self.path)
             time.sleep(POLL)
         self.let_go()
+        self.post, self.asked = [None], False
+        if self.calls:  # made by a thread that had found the executor open
+            self.attend()
 
     def look(self, here: Thread) -> None:
         """Bring what is new."""
