@@ -260,8 +260,8 @@ class Log(logging.Handler):
 class Soak:
     """The executors and the account."""
 
-    def __init__(self, folder: Path, seed: int, address: str | None) -> None:
-        self.folder, self.seed, self.address = folder, seed, address
+    def __init__(self, folder: Path, seed: int, cluster: "Cluster | None") -> None:
+        self.folder, self.seed, self.cluster = folder, seed, cluster
         self.numbers = itertools.count(1)
         self.violations: list[str] = []
         self.totals: Counter[str] = Counter()
@@ -317,23 +317,29 @@ class Soak:
     @contextmanager
     def dask(self) -> Iterator[None]:
         """Connect to the cluster."""
-        if self.address is None:
+        if self.cluster is None:
             yield
             return
         from distributed import Client
 
         for name in ("distributed", "distributed.client"):  # workers are lost on purpose
             logging.getLogger(name).setLevel(logging.CRITICAL)
-
-        with Client(self.address, set_as_default=False, timeout=LIMIT) as client:
-            client.wait_for_workers(2, LIMIT)
+        complete = True
+        with Client(self.cluster.address, set_as_default=False, timeout=LIMIT) as client:
             with DaskExecutor(client) as executor:
                 self.executors["Dask"] = executor
                 try:
                     yield
-                    client.wait_for_workers(2, LIMIT)
                 finally:
                     del self.executors["Dask"]
+            try:
+                client.wait_for_workers(2, LIMIT)
+            except TimeoutError:
+                complete = False
+        if not complete:
+            print("Dask has given a killed worker up: here is a new cluster", flush=True)
+            self.cluster.close()
+            self.cluster.start()
 
     # -- A round ---------------------------------------------------------------------------
 
@@ -375,7 +381,7 @@ class Soak:
             done = now.succeeded + now.failed + now.cancelled + now.dropped
             if now.submitted != done + now.waiting + now.running:
                 self.violation(f"does not add up: {now}")
-        faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
+        faulthandler.dump_traceback_later(3 * LIMIT, exit=True)
 
     def settle(self, counts: Counter[str], log: Log, before: Any, unseen: int) -> None:
         """Compare what was made with what ran, what was counted and what was said."""
@@ -753,8 +759,8 @@ class Producer:
             os.kill(pid, signal.SIGKILL)
 
     def kill_on_dask(self) -> None:
-        """Kill a worker of the cluster, which starts another one, unless that is killed, too."""
-        if self.soak.kills["Dask"]:
+        """Kill a worker of the cluster, which starts another one, unless that dies as it starts."""
+        if self.soak.kills["Dask"] or monotonic() > self.soak.until - 2:
             return
         cluster = [p.pid for p in processes() if "--cluster" in p.command]
         workers = [p.pid for p in processes() if p.parent in cluster and "spawn_main" in p.command]
@@ -864,19 +870,20 @@ SCENARIOS = {
 # -- The run -------------------------------------------------------------------------------
 
 
-@contextmanager
-def cluster() -> Iterator[str | None]:
-    """Start a cluster in a process of its own, so that this one holds what a client holds."""
-    if importlib.util.find_spec("distributed") is None:
-        print("without Dask: distributed is not installed (background-futures[dask])", flush=True)
-        yield None
-        return
-    command = [sys.executable, "-m", "benchmarks.soak", "--cluster"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        yield process.stdout.readline().decode().strip()
-        process.stdin.close()
+class Cluster:
+    """A Dask cluster in a process of its own, so that this one holds what a client holds."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "benchmarks.soak", "--cluster"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().decode().strip()
+
+    def close(self) -> None:
+        self.process.communicate(timeout=LIMIT)
 
 
 def host_cluster() -> None:
@@ -897,34 +904,40 @@ def host_cluster() -> None:
 def soak(folder: Path, seconds: float, seed: int) -> int:
     """Soak for so many seconds and print what was found; return an exit code."""
     faulthandler.enable()
-    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
+    faulthandler.dump_traceback_later(3 * LIMIT, exit=True)
     logging.getLogger("background").propagate = False
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     start = said = monotonic()
     samples: list[Sample] = []
     length = max(2.0, min(seconds / 8, 15.0))
-    with cluster() as address:
-        it = Soak(folder, seed, address)
-        for index in itertools.count():
-            it.round(index, length)
-            samples.append(it.sample(samples[0] if samples else None))
-            it.compare(samples[0], samples[-1])
-            now = monotonic() - start
-            last = (now + length > seconds and index > 1) or len(it.violations) > 20
-            if monotonic() > said + 30 or index == 0 or last:
-                said = monotonic()
-                print(
-                    f"{now:5.0f} s: {it.totals['made']:,} calls, {it.totals['failed']:,} failed "
-                    f"and looked at, {it.totals['scenario: kill']} workers killed; "
-                    f"{samples[-1].memory / MB:.1f} MB, {samples[-1].blocks:,} blocks; "
-                    f"{len(it.violations)} violations",
-                    flush=True,
-                )
-            if last:
-                break
-        for executor in filter(None, it.executors.values()):
-            executor.shutdown()
-    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
+    if importlib.util.find_spec("distributed") is None:
+        print("without Dask: distributed is not installed (background-futures[dask])", flush=True)
+        cluster = None
+    else:
+        cluster = Cluster()
+    it = Soak(folder, seed, cluster)
+    for index in itertools.count():
+        it.round(index, length)
+        samples.append(it.sample(samples[0] if samples else None))
+        it.compare(samples[0], samples[-1])
+        now = monotonic() - start
+        last = (now + length > seconds and index > 1) or len(it.violations) > 20
+        if monotonic() > said + 30 or index == 0 or last:
+            said = monotonic()
+            print(
+                f"{now:5.0f} s: {it.totals['made']:,} calls, {it.totals['failed']:,} failed "
+                f"and looked at, {it.totals['scenario: kill']} workers killed; "
+                f"{samples[-1].memory / MB:.1f} MB, {samples[-1].blocks:,} blocks; "
+                f"{len(it.violations)} violations",
+                flush=True,
+            )
+        if last:
+            break
+    for executor in filter(None, it.executors.values()):
+        executor.shutdown()
+    if cluster is not None:
+        cluster.close()
+    faulthandler.dump_traceback_later(3 * LIMIT, exit=True)
     for name, growth, most in (
         ("memory, bytes", growth_of([sample.memory for sample in samples]), MEMORY),
         (
