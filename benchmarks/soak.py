@@ -65,7 +65,7 @@ from background._executors.foreign import ForeignExecutor
 
 PRODUCERS = 6
 LIMIT = 60.0  # seconds without progress, or until one call is done: then something hangs
-TIMEOUT = 3.0  # of the executor whose calls may run so long, in seconds
+TIMEOUT = 5.0  # of the executor whose calls may run so long, in seconds
 TOKEN = "BACKGROUND_SOAK"  # in the environment of every process that comes of this one
 MB = 1 << 20
 # What may grow. Without a leak the blocks of Python's allocator grow by some hundreds in the
@@ -285,7 +285,7 @@ class Soak:
         self.kills: Counter[str] = Counter()  # in this round, by the executor
         self.runs: dict[int, tuple[int, int]] = {}  # how often a call may have run, in this round
         self.fails_unseen: dict[int, str] = {}  # dropped calls that fail, and where
-        self.lock = threading.Lock()  # of `hit` and `violations`
+        self.lock = threading.Lock()  # of what several threads count
 
     def violation(self, text: str) -> None:
         with self.lock:
@@ -559,9 +559,12 @@ class Producer:
         if expected is leave and type(error) is WorkerDied:
             code = None if on == "SQLite" else 100 + number % 50
             if error.exitcode == code:
-                runs[number] = (3, 3) if on == "SQLite" else (1, 1)
+                runs[number] = (0, 3) if on == "SQLite" else (1, 1)
                 return None
-        if type(error) is expected and (expected is not ValueError or error.args == (number,)):
+        if type(error) is expected is TimeoutError:
+            runs[number] = 0, 1
+            return None
+        if type(error) is expected and error.args == (number,):
             return None
         if self.soak.may_die(on, error):
             runs[number] = 0, 3 if on == "SQLite" else 1
@@ -703,7 +706,7 @@ class Producer:
             called.append(future)
             raise ValueError("in a callback")
 
-        future = self.keep(self.any(), self.dice.choice([work, work]), same)
+        future = self.keep(self.any(), work, same)
         future.add_done_callback(called.append)
         future.add_done_callback(bad)
         self.counts["bad callbacks"] += 1
@@ -748,8 +751,8 @@ class Producer:
         if not pids:
             return
         pid = self.dice.choice(pids)
-        self.soak.kills[on] += 1
         with self.soak.lock:
+            self.soak.kills[on] += 1
             self.soak.killed[pid] += 1
         if on == "SQLite" and self.dice.random() < 0.1:
             with suppress(OSError):
