@@ -993,6 +993,32 @@ def test_commands_without_a_file(file: Path) -> None:
     assert not file.exists()
 
 
+def test_a_call_that_ends_while_it_is_cancelled(
+    executor: SQLiteExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F3: cancel() that comes too late returns False, and the outcome is there."""
+    desk, comes, ended = executor._desk, threading.Event(), threading.Event()
+    cancel, end_call = desk.store.cancel, desk.end
+
+    def end(*outcome: Any) -> None:
+        comes.set()
+        end_call(*outcome)
+        ended.set()
+
+    def too_late(key: int) -> bool:
+        assert comes.wait(60)
+        ended.wait(0.5)  # in vain: we hold the call
+        return cancel(key)
+
+    monkeypatch.setattr(desk, "end", end)
+    monkeypatch.setattr(desk.store, "cancel", too_late)
+    future, other = executor.submit(abs, -1), executor.submit(calls.held, str(tmp_path / "other"))
+    assert not future.cancel()
+    assert future.result(60) == 1
+    (tmp_path / "other.gate").touch()
+    assert other.result(60) == "held"
+
+
 def test_a_call_that_is_made_while_another_thread_shuts_down(
     executor: SQLiteExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
