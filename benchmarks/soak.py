@@ -280,9 +280,11 @@ class Soak:
         }
         self.in_memory = ["one thread", "four threads", "inline", "coroutines", "foreign"]
         self.in_processes = ["process", "two processes", "timeout"]
-        self.killed: Counter[int] = Counter()  # by the process, whose number may come again
-        self.hit: Counter[int] = Counter()  # likewise
-        self.kills: Counter[str] = Counter()  # in this round, by the executor
+        # In this round: the processes that were killed, those that took a call with them (their
+        # numbers may come again), and how many workers were killed, by the executor.
+        self.killed: Counter[int] = Counter()
+        self.hit: Counter[int] = Counter()
+        self.kills: Counter[str] = Counter()
         self.runs: dict[int, tuple[int, int]] = {}  # how often a call may have run, in this round
         self.fails_unseen: dict[int, str] = {}  # dropped calls that fail, and where
         self.lock = threading.Lock()  # of what several threads count
@@ -430,7 +432,7 @@ class Soak:
         os.remove(self.log)
         counts["runs again"], counts["died unseen"] = again, len(died)
         counts.update({f"killed: {name}": kills for name, kills in self.kills.items()})
-        for each in (self.runs, self.fails_unseen, self.kills):
+        for each in (self.runs, self.fails_unseen, self.killed, self.hit, self.kills):
             each.clear()
 
     def compare(self, before: Sample, now: Sample) -> None:
@@ -911,7 +913,8 @@ def soak(folder: Path, seconds: float, seed: int) -> int:
     logging.getLogger("background").propagate = False
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     start = said = monotonic()
-    samples: list[Sample] = []
+    first: Sample | None = None
+    memory, blocks = [], []
     length = max(2.0, min(seconds / 8, 15.0))
     if importlib.util.find_spec("distributed") is None:
         print("without Dask: distributed is not installed (background-futures[dask])", flush=True)
@@ -921,8 +924,11 @@ def soak(folder: Path, seconds: float, seed: int) -> int:
     it = Soak(folder, seed, cluster)
     for index in itertools.count():
         it.round(index, length)
-        samples.append(it.sample(samples[0] if samples else None))
-        it.compare(samples[0], samples[-1])
+        sample = it.sample(first)
+        first = first or sample
+        it.compare(first, sample)
+        memory.append(sample.memory)
+        blocks.append(sample.blocks)
         now = monotonic() - start
         last = (now + length > seconds and index > 1) or len(it.violations) > 20
         if monotonic() > said + 30 or index == 0 or last:
@@ -930,7 +936,7 @@ def soak(folder: Path, seconds: float, seed: int) -> int:
             print(
                 f"{now:5.0f} s: {it.totals['made']:,} calls, {it.totals['failed']:,} failed "
                 f"and looked at, {it.totals['scenario: kill']} workers killed; "
-                f"{samples[-1].memory / MB:.1f} MB, {samples[-1].blocks:,} blocks; "
+                f"{sample.memory / MB:.1f} MB, {sample.blocks:,} blocks; "
                 f"{len(it.violations)} violations",
                 flush=True,
             )
@@ -941,20 +947,15 @@ def soak(folder: Path, seconds: float, seed: int) -> int:
     if cluster is not None:
         cluster.close()
     faulthandler.dump_traceback_later(3 * LIMIT, exit=True)
-    for name, growth, most in (
-        ("memory, bytes", growth_of([sample.memory for sample in samples]), MEMORY),
-        (
-            "blocks",
-            growth_of([sample.blocks for sample in samples]),
-            BLOCKS + it.totals["made"] // CALLS_A_BLOCK,
-        ),
-    ):
-        it.totals[f"growth: {name}"] = round(growth)
-        it.expect(growth <= most, lambda n=name, g=growth, m=most: f"{n}: grew by {g:,.0f} > {m:,}")
+    most = BLOCKS + it.totals["made"] // CALLS_A_BLOCK
+    for name, figures, bound in (("bytes", memory, MEMORY), ("blocks", blocks, most)):
+        growth = it.totals[f"growth in {name}"] = round(growth_of(figures))
+        if growth > bound:
+            it.violation(f"memory grew by {growth:,} {name}: {figures}")
     for name, count in sorted(it.totals.items()):
         print(f"{name:32} {count:10,}")
     for name in ("threads", "descriptors", "processes"):
-        print(f"{name:32} {len(getattr(samples[0], name)):10} {len(getattr(samples[-1], name)):10}")
+        print(f"{name:32} {len(getattr(first, name)):10} {len(getattr(sample, name)):10}")
     return 1 if it.violations else 0
 
 
