@@ -306,6 +306,8 @@ class Soak:
             return self.kills[on] >= 3
         if on == "Dask":
             return self.kills[on] >= 4
+        if "before it had read" in str(error):  # killed while it started, three times in a row
+            return sum(self.kills[name] for name in self.in_processes) >= 3
         found = re.search(
             r"the worker process (\d+) was killed by SIGKILL while it ran", str(error)
         )
