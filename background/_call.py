@@ -528,8 +528,9 @@ class Call(Future[T]):
         state = self._state.partition("_")[0].lower()
         if self._state is FINISHED:
             error = self._error
-            state = f"returned {type(self._result).__name__}"
-            if error is not None:
+            if error is None:
+                state = f"returned {type(self._result).__name__}"
+            else:
                 state = f"raised {type(error).__name__}"
         return f"<Future of {describe(self)}: {state}>"
 
@@ -557,18 +558,22 @@ class Call(Future[T]):
             return self._block(timeout)
         if self._help():
             return None
-        here.waits_for = self  # before the look around: of two that wait, the second one sees both
         try:
-            if _held_up_by(self, here, set()):
-                if self in waiting:  # it waits for a worker that waits for us
-                    self._run_now(here)
-                    return None
-                who = "this worker" if here.call is None else describe(here.call)
-                raise RuntimeError(
-                    f"{who} waits for {describe(self)}, which can't end before it: "
-                    "that wait would never end; return the future instead of waiting for it"
-                )
-            return self._block(timeout)
+            while not self.done():
+                here.waits_for = self  # first: of two that wait, the second one sees both
+                free = _held_up_by(self, here)
+                if free is None:
+                    return self._block(timeout)
+                here.waits_for = None
+                if not free:
+                    who = "this worker" if here.call is None else describe(here.call)
+                    raise RuntimeError(
+                        f"{who} waits for {describe(self)}, which can't end before it: "
+                        "that wait would never end; return the future instead of waiting for it"
+                    )
+                free.pop(0)._run_now(here)
+                del free
+            return None
         finally:
             here.waits_for = None
 
@@ -629,19 +634,32 @@ def let_go(
             drain.bell.put(None)
 
 
-def _held_up_by(call: Call[Any], here: Thread, seen: set[Call[Any]]) -> bool:
-    """Tell whether `call` can't end before the thread `here` goes on."""
-    if call.done() or call in seen:
-        return False
-    seen.add(call)
-    if call in waiting:
-        owners = call._executor._workers()
-    else:
-        owners = [] if call._owner is None else [call._owner]
-    return bool(owners) and all(
-        owner is here or (owner.waits_for is not None and _held_up_by(owner.waits_for, here, seen))
-        for owner in owners
-    )
+def _held_up_by(call: Call[Any], here: Thread) -> list[Call[Any]] | None:
+    """Return None if `call` may end before the thread `here` goes on.
+
+    Else the calls that would have to start first and wait for workers that wait, this thread
+    among them: it may run them.
+    """
+    free: list[Call[Any]] = []
+    found, meets_us = [call], False
+    for each in found:  # it grows
+        if each in waiting:
+            free.append(each)
+            owners = each._executor._workers()
+        else:
+            owners = [] if each._owner is None else [each._owner]
+        if each.done() or not owners:
+            return None
+        for owner in owners:
+            if owner is here:
+                meets_us = True
+                continue
+            following = owner.waits_for
+            if following is None:
+                return None
+            if following not in found:
+                found.append(following)
+    return free if meets_us else None  # others that wait in a circle are seen by the last of them
 
 
 # -- The ledger --------------------------------------------------------------------------

@@ -616,8 +616,9 @@ class Life:
     forked child doesn't inherit it. No clock and no heartbeat has a say.
 
     One trap: a process loses its locks when it closes any descriptor of the file. So each
-    process opens it once and never closes it, and a worker takes its lock again before each
-    call, in case the last one opened and closed the file itself, to copy its folder, say.
+    process opens it once and closes it only while it holds none, and a worker takes its lock
+    again before each call, in case the last one opened and closed the file itself, to copy its
+    folder, say.
     """
 
     def __init__(self, path: str) -> None:
@@ -648,7 +649,22 @@ class Life:
         fcntl.lockf(file, fcntl.LOCK_UN, 1, byte)
         return False
 
+    def close(self) -> None:
+        """Close the file, unless others use it or this process is a worker."""
+        with _lock:
+            users = _users.setdefault(self._path, weakref.WeakSet())
+            users.discard(self)
+            if not users and all(path != self._path for path, _ in _held):
+                del _users[self._path]
+                if opened := _files.pop(self._path, None):
+                    os.close(opened[0])
+
     def _file(self) -> int:
+        with _lock:
+            _users.setdefault(self._path, weakref.WeakSet()).add(self)
+            return self._open()
+
+    def _open(self) -> int:
         opened = _files.get(self._path)
         if opened is not None:
             with suppress(FileNotFoundError):
@@ -658,13 +674,13 @@ class Life:
             file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StoreError(f"{self._path} can't be opened: {error.strerror}") from error
-        # Of two threads that come here at once, both keep their file: to close one would
-        # drop the locks of the other.
+        # Another file that was here before stays open: to close it would drop the locks there.
         _files[self._path] = file, file_at(self._path)
         return file
 
 
 _files: dict[str, tuple[int, tuple[int, int]]] = {}
+_users: dict[str, weakref.WeakSet[Life]] = {}
 _held: set[tuple[str, int]] = set()
 
 

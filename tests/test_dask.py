@@ -112,6 +112,28 @@ def test_values_are_those_of_the_call(on_dask: Any, client: Any, tmp_path: Path)
     assert not later[0].cancel()
 
 
+def test_a_dropped_failure_is_logged_before_a_flush_returns(
+    client: Any, tmp_path: Path, log: Log
+) -> None:
+    """E1, W1: a dropped failure is logged when flush() returns, whatever Dask still keeps."""
+    executor, gate = DaskExecutor(client), threading.Event()
+    hold = waiter(tmp_path)
+
+    def fail() -> None:
+        hold()
+        raise ValueError
+
+    future = executor.submit(fail)
+    kept = executor._sent[future].future
+    assert kept is not None
+    kept.add_done_callback(lambda _: gate.wait(LIMIT))
+    del future
+    (tmp_path / "go").touch()
+    flush(LIMIT)
+    assert len(log.errors) == 1
+    gate.set()
+
+
 def test_failures(on_dask: Any, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """E1: each failure is a clear outcome, naming the call; a dropped one is logged."""
 

@@ -1038,3 +1038,76 @@ def test_commands_without_a_file(file: Path) -> None:
         _, err = end(command(name, file), 2)
         assert err == f"python -m background {name}: there is no file {file}\n"
     assert not file.exists()
+
+
+def test_a_call_that_ends_while_it_is_cancelled(
+    executor: SQLiteExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F3: cancel() that comes too late returns False, and the outcome is there."""
+    desk, comes, ended = executor._desk, threading.Event(), threading.Event()
+    cancel, end_call = desk.store.cancel, desk.end
+
+    def end(*outcome: Any) -> None:
+        comes.set()
+        end_call(*outcome)
+        ended.set()
+
+    def too_late(key: int) -> bool:
+        assert comes.wait(60)
+        ended.wait(0.5)  # in vain: we hold the call
+        return cancel(key)
+
+    monkeypatch.setattr(desk, "end", end)
+    monkeypatch.setattr(desk.store, "cancel", too_late)
+    future, other = executor.submit(abs, -1), executor.submit(calls.held, str(tmp_path / "other"))
+    assert not future.cancel()
+    assert future.result(60) == 1
+    (tmp_path / "other.gate").touch()
+    assert other.result(60) == "held"
+
+
+def test_a_call_that_is_made_while_another_thread_shuts_down(
+    executor: SQLiteExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """F1: a call that found the executor open is done, though that was shut down meanwhile."""
+    before = set(threading.enumerate())
+    executor.submit(abs, -1).result(60)
+    (brings_outcomes,) = set(threading.enumerate()) - before
+    put = executor._desk.store.put
+
+    def interrupted(*call: Any) -> int:
+        calls, executor._desk.calls = executor._desk.calls, {}  # as just before it was entered
+        executor.shutdown()
+        brings_outcomes.join(60)
+        executor._desk.calls = calls
+        return put(*call)
+
+    monkeypatch.setattr(executor._desk.store, "put", interrupted)
+    assert executor.submit(abs, -2).result(60) == 2
+
+
+# -- What the program holds ----------------------------------------------------------------
+
+
+def open_files(folder: Path) -> list[str]:
+    """Return which files of a folder this process has open."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    return [path for path in found if path.startswith(str(folder))]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="needs Linux's /proc")
+def test_an_executor_that_is_shut_down_closes_its_files(tmp_path: Path) -> None:
+    """Durable: executors that come and go leave no file open, and those that stay keep theirs."""
+    first, other = tmp_path / "first.db", tmp_path / "other.db"
+    with SQLiteExecutor(first, idle_timeout=0.5) as staying:
+        for path in (first, other):
+            with SQLiteExecutor(path, idle_timeout=0.5) as passing:
+                assert staying.submit(abs, -1).result(60) == 1
+                assert passing.submit(abs, -1).result(60) == 1
+        eventually(lambda: not any(path.startswith(str(other)) for path in open_files(tmp_path)))
+        assert any(path.endswith("-lock") for path in open_files(tmp_path))
+        assert staying.submit(abs, -1).result(60) == 1
+    eventually(lambda: not open_files(tmp_path))

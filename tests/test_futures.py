@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, Future, as_completed, wait
 from typing import Any
@@ -214,6 +215,44 @@ def test_across_executors() -> None:
         assert one.submit(lambda: two.submit(there).result()).result(30) == 5
 
 
+def until_waiting(executor: ThreadExecutor, count: int) -> None:
+    """Wait until so many workers wait for another call."""
+    deadline = time.monotonic() + 20
+    while sum(worker.waits_for is not None for worker in executor._workers()) != count:
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+def test_across_executors_when_the_other_one_waits_already() -> None:
+    """F4: a worker that waits for a running call runs what that one waits for in turn."""
+    with ThreadExecutor() as one, ThreadExecutor() as two:
+
+        def here() -> int:
+            future = two.submit(lambda: one.submit(abs, -5).result(20))
+            until_waiting(two, 1)
+            return future.result(20)
+
+        assert one.submit(here).result(30) == 5
+
+
+def test_two_executors_all_of_whose_workers_wait() -> None:
+    """F4: the last worker to wait, of many that wait in several circles, sees that."""
+    with ThreadExecutor() as one, ThreadExecutor(2) as two:
+        both = threading.Barrier(2)
+
+        def there(others: int) -> int:
+            both.wait(20)
+            until_waiting(one, 1)
+            until_waiting(two, others)
+            return one.submit(abs, -1).result(20)
+
+        def here() -> int:
+            running = [two.submit(there, 0), two.submit(there, 1)]
+            return two.submit(abs, -1).result(20) + sum(future.result(20) for future in running)
+
+        assert one.submit(here).result(30) == 3
+
+
 def test_a_call_that_waits_for_itself(held: Held) -> None:
     """F4: a wait that would never end is a RuntimeError that names the call."""
     me: list[Future[Any]] = []
@@ -258,6 +297,9 @@ def test_repr(held: Held) -> None:
     held.gate.set()
     flush()
     assert repr(held.first).endswith(": returned NoneType>")
+    failed = held.executor.submit(int, "one")
+    flush()
+    assert repr(failed).endswith(": raised ValueError>")
 
 
 def test_shutdown(held: Held) -> None:

@@ -135,7 +135,8 @@ class DaskExecutor(Executor):
                 future = pool.submit(run_there, PROGRAM, call._born, *args, key=sent.key)
             sent.future = future
             drain_before_end_of(pool)
-            future.add_done_callback(partial(self._done, call))
+            # In a box: Dask's future keeps the callback until it has returned.
+            future.add_done_callback(partial(self._done, [call]))
         except Exception as error:
             if self._sent.pop(call, None) is not None:
                 end_call(self._pool, call, None, error.with_traceback(None))
@@ -157,8 +158,9 @@ class DaskExecutor(Executor):
                 self._pool = self._client.get_executor(pure=False)
             return self._pool
 
-    def _done(self, call: Call[Any], future: concurrent.futures.Future[Any]) -> None:
+    def _done(self, box: list[Call[Any]], future: concurrent.futures.Future[Any]) -> None:
         """Take over what became of a call."""
+        call = box.pop()
         sent = self._sent.get(call)
         if sent is None:
             return  # it was cancelled
@@ -203,7 +205,7 @@ class DaskExecutor(Executor):
             taken = False
         sent.asked = taken is True or sent.future.cancelled()
         if not sent.asked and sent.future.done():  # meanwhile
-            self._done(call, sent.future)
+            self._done([call], sent.future)
         return sent.asked
 
     def _forget(self, call: Call[Any]) -> None:

@@ -147,17 +147,18 @@ class SQLiteExecutor(Executor):
 
     def _revoke(self, call: Call[Any]) -> bool:
         desk, ticket = self._desk, call._kwargs
-        # Whoever pops it from the desk ends it: the thread that brings outcomes, or we.
-        if type(ticket) is not Ticket or desk.calls.pop(ticket.number, None) is None:
-            return False
         won = False
-        try:
-            with suppress(StoreError):
-                won = call in waiting and desk.store.cancel(ticket.key)
-        finally:
-            if not won:
-                desk.calls[ticket.number] = call
-                desk.attend()
+        with desk.taking:
+            # Whoever pops it from the desk ends it: the thread that brings outcomes, or we.
+            if type(ticket) is not Ticket or desk.calls.pop(ticket.number, None) is None:
+                return False
+            try:
+                with suppress(StoreError):
+                    won = call in waiting and desk.store.cancel(ticket.key)
+            finally:
+                if not won:
+                    desk.calls[ticket.number] = call
+                    desk.attend()
         return won
 
     def _wake(self) -> None:
@@ -241,6 +242,9 @@ class Desk:
         self.program = token()
         self.numbers = itertools.count(1)
         self.calls: dict[int, Call[Any]] = {}
+        # Held while a call is off the desk that may come back to it: its outcome would be read
+        # as that of a call for which nobody waits.
+        self.taking = threading.RLock()
         self.bell: SimpleQueue[None] = SimpleQueue()
         self.asked = False
         self.post = [None]  # as for the workers of `ThreadExecutor`
@@ -338,7 +342,12 @@ class Desk:
         self.closed = True
         self.bell.put(None)
         if not self.asked:
-            self.store.close()
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Close the files."""
+        self.store.close()
+        self.life.close()
 
     def run(self) -> None:
         """Bring outcomes; without a thread of its own, until no call is pending."""
@@ -357,7 +366,10 @@ class Desk:
             except BaseException:  # raised into this thread, between our lines
                 logger.exception("the thread that brings outcomes from %s goes on", self.path)
             time.sleep(POLL)
-        self.store.close()
+        self.let_go()
+        self.post, self.asked = [None], False
+        if self.calls:  # made by a thread that had found the executor open
+            self.attend()
 
     def look(self, here: Thread) -> None:
         """Bring what is new."""
@@ -386,7 +398,8 @@ class Desk:
 
     def end(self, outcome: Outcome, here: Thread) -> None:
         """End a call as it ended in the file."""
-        call = self.calls.pop(outcome.number, None)
+        with self.taking:
+            call = self.calls.pop(outcome.number, None)
         if call is None:
             return
         if outcome.state == "cancelled":
