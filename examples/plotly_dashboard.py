@@ -1,5 +1,6 @@
 """A dashboard of a training, a web page that always shows the latest state.
 
+    pip install numpy plotly 'background-futures[process]'
     python examples/plotly_dashboard.py [FOLDER]
 
 - `max_pending=1, overflow="drop_oldest"`: the training posts every step, far faster than pages are

@@ -1,5 +1,6 @@
 """A TensorBoard writer that holds up no training.
 
+    pip install matplotlib tensorboardX tensorboard background-futures
     python examples/tensorboard_writer.py [FOLDER]
     tensorboard --logdir FOLDER
 
@@ -7,12 +8,11 @@ tensorboardX's SummaryWriter writes its file in a thread, but encodes images and
 its caller, which takes milliseconds for each. Here that goes to the background, too.
 
 - `ThreadExecutor()`, an executor of the writer's own with its one worker: events are written in
-  the order of the calls. Not a process, because an open file can't go there; draw figures that
-  take long in one of their own, and pass the picture to `add_image`.
+  the order of the calls. Not a process: an open file can't go there.
 - `snapshot=True`: an array that the training changes in place is written as it was at the call.
   A figure is handed over, not copied: draw the next one on a new `Figure`.
-- An event that can't be made, of an array without a shape of an image say, is logged with the line
-  that asked for it, and the others are written.
+- An event that can't be made, of an array that is no image say, is logged with the line that asked
+  for it, and the others are written.
 """
 
 import sys
