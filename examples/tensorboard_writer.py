@@ -8,7 +8,8 @@ tensorboardX's SummaryWriter writes its file in a thread, but encodes images and
 its caller, which takes milliseconds for each. Here that goes to the background, too.
 
 - `ThreadExecutor()`, an executor of the writer's own with its one worker: events are written in
-  the order of the calls. Not a process: an open file can't go there.
+  the order of the calls. Not a process: an open file can't go there. So a figure is drawn under the
+  interpreter's lock, which it shares with the training; the log says once what that costs.
 - `snapshot=True`: an array that the training changes in place is written as it was at the call.
   A figure is handed over, not copied: draw the next one on a new `Figure`.
 - An event that can't be made, of an array that is no image say, is logged with the line that asked
