@@ -25,8 +25,6 @@ MODULES = [
 @pytest.mark.parametrize("block", BLOCKS)
 def test_the_readme(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each example of the README runs and does what it says."""
-    if "matplotlib" in block:
-        pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "train.py", "exec"), {"__name__": "__main__"})
     if "step-" in block:
