@@ -1,0 +1,589 @@
+"""How each way is used by its own documentation, behind one interface.
+
+With one worker wherever the way has such an option. Free of any other import of this
+repository, and each rival is imported by its own way alone.
+"""
+
+import functools
+import os
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import calls
+
+Call = Callable[..., Any]
+
+
+class Way:
+    """A way to have a function called.
+
+    `waits` names what waits for all calls, or is empty if that is done by hand; `typed` is what
+    a type checker reads: a prelude, and the call of `f` with an argument in place of `{}`.
+    """
+
+    title: str
+    futures = True
+    waits = ""
+    copies = ""  # what `copying` takes
+    made: list[Any] | None = None  # what a wait by hand goes through
+    without: dict[str, str] = {}  # feature: why it does not apply
+    typed = "", "f({})"
+    patience = 3.0  # seconds in which a program ends that waits for nothing
+
+    def call(self, function: Call, *args: Any) -> Any:
+        """Make a call and return what there is to wait for."""
+        return self.decorate(function)(*args)
+
+    def decorate(self, function: Call) -> Any:
+        """Return the function with its calls in the background."""
+        raise NotImplementedError("no decorator")
+
+    def many(self, function: Call, args: Iterable[tuple[Any, ...]]) -> Any:
+        """Make many calls."""
+        return [self.call(function, *each) for each in args]
+
+    def drop(self, function: Call, *args: Any) -> None:
+        """Make a call at whose outcome nobody will look."""
+        self.call(function, *args)
+
+    def drop_many(self, function: Call, args: Iterable[tuple[Any, ...]]) -> None:
+        """Make many calls at whose outcomes nobody will look."""
+        for each in args:
+            self.drop(function, *each)
+
+    def prepared(self, function: Call) -> Call:
+        """Return what makes a call at whose outcome nobody will look."""
+        return functools.partial(self.drop, function)
+
+    def own_loop(self, coroutine: Call) -> Any:
+        """Run it on the event loop that the way has, if it has one."""
+
+    def result(self, handle: Any) -> Any:
+        """Wait for the result of one call."""
+        return handle.result()
+
+    def wait(self) -> None:
+        """Wait for all calls, as far as the way knows how to."""
+
+    def latest(self, function: Call) -> Call:
+        """Return the function with as few waiting calls as the way can be told to keep."""
+        return lambda *args: self.call(function, *args)
+
+    def copying(self, function: Call) -> Call:
+        """Return the function with its arguments copied at the call, if the way can do that."""
+        return lambda *args: self.call(function, *args)
+
+
+# -- Threads -------------------------------------------------------------------------------
+
+
+class Ours(Way):
+    title = "`@background`"
+    waits = "flush()"
+    copies = ", with `snapshot=True`"
+    typed = "from background import background\nf = background(f_)", "f({})"
+
+    def __init__(self) -> None:
+        import background
+
+        self.ours = background
+        self.options: dict[str, Any] = {}
+
+    def decorate(self, function: Call) -> Any:
+        return self.ours.background(**self.options)(function)
+
+    def prepared(self, function: Call) -> Call:
+        return self.decorate(function)  # called where its caller says
+
+    def wait(self) -> None:
+        self.ours.flush()
+
+    def latest(self, function: Call) -> Call:
+        limits: Any = {"max_pending": 1, "overflow": "drop_oldest"}
+        return self.ours.background(**self.options, **limits)(function)
+
+    def copying(self, function: Call) -> Call:
+        return self.ours.background(**self.options, snapshot=True)(function)
+
+
+class Pool(Way):
+    """Any `concurrent.futures.Executor` that is none of ours."""
+
+    waits = "shutdown()"
+    pool: Any
+
+    def call(self, function: Call, *args: Any) -> Any:
+        return self.pool.submit(function, *args)
+
+    def wait(self) -> None:
+        self.pool.shutdown()
+
+
+class ThreadPool(Pool):
+    title = "`ThreadPoolExecutor(1)`"
+    typed = (
+        "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)",
+        "pool.submit(f_, {})",
+    )
+
+    def __init__(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        self.pool = ThreadPoolExecutor(1)
+
+
+class Queue(Way):
+    """As the documentation of `queue` shows it."""
+
+    title = "a `queue.Queue` and a thread"
+    futures = False
+    waits = "join()"
+    typed = "import queue\ncalls: queue.Queue[object] = queue.Queue()", "calls.put((f_, {}))"
+
+    def __init__(self, size: int = 0) -> None:
+        self.calls: Any = queue.Queue(size)
+        threading.Thread(target=self.work, daemon=True).start()
+
+    def work(self) -> None:
+        while True:
+            function, args = self.calls.get()
+            function(*args)
+            self.calls.task_done()
+
+    def call(self, function: Call, *args: Any) -> None:
+        self.calls.put((function, args))
+
+    def wait(self) -> None:
+        self.calls.join()
+
+    def latest(self, function: Call) -> Call:
+        bounded = Queue(1)
+        return lambda *args: bounded.call(function, *args)
+
+
+class Thread(Way):
+    title = "a thread per call"
+    futures = False
+    typed = (
+        "import threading",
+        "threading.Thread(target=f_, args=({},)).start()",
+    )
+
+    def __init__(self) -> None:
+        self.made = []
+
+    def call(self, function: Call, *args: Any) -> None:
+        thread = threading.Thread(target=function, args=args)
+        if self.made is not None:
+            self.made.append(thread)
+        thread.start()
+
+    def wait(self) -> None:
+        while self.made:
+            self.made.pop().join()
+
+
+class Index(Way):
+    title = "the index's `background`"
+    typed = "import background\nf = background.task(f_)", "f({})"
+
+    def __init__(self) -> None:
+        import background
+
+        self.rival: Any = background
+        self.rival.n = 1
+
+    def decorate(self, function: Call) -> Any:
+        return self.rival.task(function)
+
+    def wait(self) -> None:
+        for future in self.rival.results:
+            future.exception()
+
+
+class Unsync(Way):
+    title = "unsync"
+    typed = "from unsync import unsync\nf = unsync(f_)", "f({})"
+    options: dict[str, Any] = {}
+
+    def __init__(self) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from unsync import unsync
+
+        self.unsync = unsync
+        self.unsync.thread_executor = ThreadPoolExecutor(1)
+        # A worker process knows what was decorated before it began.
+        self.decorated = {function: self.decorate(function) for function in calls.FUNCTIONS}
+        self.made = []
+
+    def decorate(self, function: Call) -> Any:
+        return self.unsync(**self.options)(function) if self.options else self.unsync(function)
+
+    def call(self, function: Call, *args: Any) -> Any:
+        future = (self.decorated.get(function) or self.decorate(function))(*args)
+        if self.made is not None:
+            self.made.append(future)
+        return future
+
+    def drop(self, function: Call, *args: Any) -> None:
+        self.call(function, *args)
+        if self.made:
+            self.made.pop()
+
+    def wait(self) -> None:
+        for future in self.made or []:
+            future.result()
+
+    def own_loop(self, coroutine: Call) -> Any:
+        return self.unsync(coroutine)().result()
+
+
+class Deco(Way):
+    title = "deco"
+    waits = "wait()"
+    typed = "from deco import concurrent\nf = concurrent.threaded(processes=1)(f_)", "f({})"
+
+    def __init__(self) -> None:
+        from deco import concurrent
+
+        self.kind: Any = concurrent.threaded
+        self.decorated: dict[Call, Any] = {}
+
+    def decorate(self, function: Call) -> Any:
+        return self.kind(processes=1)(function)
+
+    def call(self, function: Call, *args: Any) -> Any:
+        if function not in self.decorated:
+            self.decorated[function] = self.decorate(function)
+        return self.decorated[function](*args)
+
+    def wait(self) -> None:
+        for decorated in list(self.decorated.values()):
+            decorated.wait()
+
+
+class MoreExecutors(Pool):
+    title = "more-executors"
+    typed = (
+        "from more_executors import Executors\npool = Executors.thread_pool(max_workers=1)",
+        "pool.submit(f_, {})",
+    )
+
+    def __init__(self) -> None:
+        from more_executors import Executors
+
+        self.kind: Any = Executors
+        self.pool = Executors.thread_pool(max_workers=1)
+
+    def decorate(self, function: Call) -> Any:
+        return self.kind.bind(self.pool, function)
+
+    def latest(self, function: Call) -> Call:
+        bounded = self.kind.thread_pool(max_workers=1).with_throttle(1, block=True)
+        return lambda *args: bounded.submit(function, *args)
+
+
+class Pebble(Way):
+    title = "pebble"
+    waits = "close() and join()"
+    typed = (
+        "from pebble import ThreadPool, concurrent\n"
+        "f = concurrent.thread(pool=ThreadPool(max_workers=1))(f_)",
+        "f({})",
+    )
+
+    def __init__(self) -> None:
+        import pebble
+
+        self.pool: Any = pebble.ThreadPool(max_workers=1)
+        self.kind: Any = pebble.concurrent.thread
+
+    def decorate(self, function: Call) -> Any:
+        return self.kind(pool=self.pool)(function)
+
+    def call(self, function: Call, *args: Any) -> Any:
+        return self.pool.schedule(function, args=args)
+
+    def wait(self) -> None:
+        self.pool.close()
+        self.pool.join()
+
+
+# -- Processes -----------------------------------------------------------------------------
+
+
+class OursProcess(Ours):
+    title = "`ProcessExecutor()`"
+    copies = ""
+    copying = Way.copying  # it pickles at the call
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.options = {"executor": self.ours.ProcessExecutor()}
+
+
+class ProcessPool(Pool):
+    title = "`ProcessPoolExecutor(1)`"
+
+    def __init__(self) -> None:
+        from concurrent.futures import ProcessPoolExecutor
+
+        self.pool = ProcessPoolExecutor(1)
+
+
+class Loky(Pool):
+    title = "loky"
+
+    @property
+    def pool(self) -> Any:  # type: ignore[override]
+        import loky
+
+        return loky.get_reusable_executor(1)  # a new one, if the one before is broken
+
+
+class PebbleProcess(Pebble):
+    title = "pebble"
+
+    def __init__(self) -> None:
+        import pebble
+
+        self.pool = pebble.ProcessPool(max_workers=1)
+        self.kind = pebble.concurrent.process
+
+
+class Joblib(Way):
+    """A batch at a time, the way of joblib that does not hold up the loop."""
+
+    title = "joblib"
+    without = dict.fromkeys(["live", "memory"], "it takes a batch and reads it as it goes")
+
+    def many(self, function: Call, args: Iterable[tuple[Any, ...]]) -> Any:
+        from joblib import Parallel, delayed
+
+        parallel = Parallel(n_jobs=2, return_as="generator", pre_dispatch="all")
+        self.last = parallel(delayed(function)(*each) for each in args)
+        return self.last
+
+    def call(self, function: Call, *args: Any) -> Any:
+        return self.many(function, [args])
+
+    def result(self, handle: Any) -> Any:
+        return next(handle)
+
+    def drop_many(self, function: Call, args: Iterable[tuple[Any, ...]]) -> None:
+        self.many(function, args)
+
+    def wait(self) -> None:
+        list(self.last)
+
+
+class UnsyncProcess(Unsync):
+    title = "unsync"
+    options = {"cpu_bound": True}
+
+
+class DecoProcess(Deco):
+    title = "deco"
+
+    def __init__(self) -> None:
+        super().__init__()
+        from deco import concurrent
+
+        self.kind = concurrent
+
+
+class Dask(Way):
+    title = "Dask"
+    patience = 8.0
+
+    def __init__(self) -> None:
+        from distributed import Client, fire_and_forget
+
+        self.forget = fire_and_forget
+        self.client: Any = Client(n_workers=1, threads_per_worker=1, dashboard_address=None)
+        self.made: list[Any] | None = []
+
+    def call(self, function: Call, *args: Any) -> Any:
+        future = self.client.submit(function, *args, pure=False)
+        if self.made is not None:
+            self.made.append(future)
+        return future
+
+    def drop(self, function: Call, *args: Any) -> None:
+        self.forget(self.client.submit(function, *args, pure=False))
+
+    def wait(self) -> None:
+        from distributed import wait
+
+        wait(self.made)
+
+
+class OursDask(OursProcess):
+    title = "`DaskExecutor()`"
+    patience = 8.0
+
+    def __init__(self) -> None:
+        Ours.__init__(self)
+        self.options = {"executor": self.ours.DaskExecutor()}
+
+
+# -- Queues on disk ------------------------------------------------------------------------
+
+
+class Durable:
+    """A queue in a folder: `put` a call there, and `work` until the process is killed."""
+
+    def __init__(self, folder: str) -> None:
+        self.path = os.path.join(folder, "queue")
+
+    def put(self, function: Call, *args: Any) -> Any:
+        raise NotImplementedError
+
+    def put_alone(self, function: Call, *args: Any) -> Any:
+        """Make a call and let the way start a worker, if it does."""
+        return self.put(function, *args)
+
+    def result(self, handle: Any) -> Any:
+        """Wait for the result of a call."""
+        raise NotImplementedError("no results")
+
+    def work(self) -> None:
+        raise NotImplementedError
+
+
+class OursDurable(Durable):
+    title = "`SQLiteExecutor`"
+    start_worker = False
+
+    def put(self, function: Call, *args: Any) -> Any:
+        from background import SQLiteExecutor
+
+        options: dict[str, Any] = {"start_worker": self.start_worker, "idle_timeout": 1}
+        return SQLiteExecutor(self.path, **options).submit(function, *args)
+
+    def put_alone(self, function: Call, *args: Any) -> Any:
+        self.start_worker = True
+        return self.put(function, *args)
+
+    def result(self, handle: Any) -> Any:
+        return handle.result(20)
+
+    def work(self) -> None:
+        from background.__main__ import main
+
+        main(["worker", self.path])
+
+
+class Huey(Durable):
+    title = "huey"
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        from huey import SqliteHuey
+
+        self.huey: Any = SqliteHuey(filename=self.path)
+        self.tasks = {function: self.huey.task()(function) for function in calls.FUNCTIONS}
+
+    def put(self, function: Call, *args: Any) -> Any:
+        return (self.tasks.get(function) or self.huey.task()(function))(*args)
+
+    def result(self, handle: Any) -> Any:
+        return handle.get(blocking=True, timeout=20)
+
+    def work(self) -> None:
+        import logging
+
+        logging.basicConfig()  # as its command does
+        self.huey.create_consumer(workers=1, initial_delay=0.01, max_delay=0.01, backoff=1).run()
+
+
+class PersistQueue(Durable):
+    title = "persist-queue"
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        from persistqueue import SQLiteAckQueue
+
+        self.queue: Any = SQLiteAckQueue(self.path, multithreading=True, auto_commit=True)
+
+    def put(self, function: Call, *args: Any) -> Any:
+        return self.queue.put((function, args))
+
+    def work(self) -> None:
+        from persistqueue import Empty
+
+        while True:
+            try:
+                item = self.queue.get(block=False)
+            except Empty:
+                calls.until(lambda: False, 0.01)
+                continue
+            function, args = item
+            function(*args)
+            self.queue.ack(item)
+
+
+class LiteQueue(Durable):
+    title = "litequeue"
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder)
+        import litequeue
+
+        self.queue: Any = litequeue.LiteQueue(self.path)
+
+    def put(self, function: Call, *args: Any) -> Any:
+        import base64
+        import pickle
+
+        return self.queue.put(base64.b64encode(pickle.dumps((function, args))).decode())
+
+    def work(self) -> None:
+        import base64
+        import pickle
+
+        expires = hasattr(self.queue, "retry_expired")  # since 0.11, on Python 3.12 and newer
+        while True:
+            if expires:
+                self.queue.retry_expired(threshold_seconds=2)
+            message = self.queue.pop()
+            if message is None:
+                calls.until(lambda: False, 0.01)
+                continue
+            function, args = pickle.loads(base64.b64decode(message.data))
+            function(*args)
+            claim = {"claim_id": message.claim_id} if expires else {}
+            self.queue.done(message.message_id, **claim)
+
+
+THREADS: dict[str, type[Way]] = {
+    "ours": Ours,
+    "thread_pool": ThreadPool,
+    "queue": Queue,
+    "thread": Thread,
+    "index": Index,
+    "unsync": Unsync,
+    "deco": Deco,
+    "more_executors": MoreExecutors,
+    "pebble": Pebble,
+}
+PROCESSES: dict[str, type[Way]] = {
+    "ours_process": OursProcess,
+    "process_pool": ProcessPool,
+    "loky": Loky,
+    "pebble_process": PebbleProcess,
+    "joblib": Joblib,
+    "unsync_process": UnsyncProcess,
+    "deco_process": DecoProcess,
+    "ours_dask": OursDask,
+    "dask": Dask,
+}
+DURABLE: dict[str, type[Durable]] = {
+    "ours_durable": OursDurable,
+    "huey": Huey,
+    "persist_queue": PersistQueue,
+    "litequeue": LiteQueue,
+}
