@@ -19,18 +19,16 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))  # for the modules beside this one, here and in the programs
-
 import calls
-import ways
 from calls import lines, until
 from ways import PROCESSES, THREADS, Way
 
+HERE = Path(__file__).parent
 CALLS = 20  # that wait when a program ends
 HANG = 8.0  # seconds after which what has not come never comes
 
@@ -58,7 +56,7 @@ class Trial:
         with open(f"{self.folder}/stderr", "ab") as err:
             self.process = subprocess.Popen(
                 [self.python, *command],
-                cwd=self.folder,
+                cwd=HERE,  # as a user starts a script; Dask's workers import from there
                 env=self.env,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -101,10 +99,8 @@ class Trial:
     def end(self) -> None:
         """Kill whatever is left."""
         if self.process:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             self.process.wait()
 
 
@@ -151,6 +147,11 @@ def feature(
         return run
 
     return add
+
+
+def warm(way: Way) -> None:
+    """Have the worker started, which may take some seconds."""
+    outcome(lambda: way.result(way.call(calls.add, 1, 2)), 60)
 
 
 def outcome(wait: Callable[[], Any], seconds: float = HANG) -> Any:
@@ -204,11 +205,11 @@ def judge_ctrl_c(trial: Trial, name: str) -> str:
         if not trial.exits(20):
             return "hangs"
         lost = trial.lost()
-        return f"goes on waiting, lost {lost} of {CALLS}" if lost else "runs all of them first"
-    word = f"ends at once, lost {trial.lost()} of {CALLS}"
+        return "runs on, and loses some" if lost else "runs all of them first"
     if re.search(r"dropped \d+", trial.err):
-        word += " and says so"
-    return word + (", with a traceback" if "Traceback" in trial.err else "")
+        return "ends at once, says how many are dropped"
+    trace = " with a traceback" if "Traceback" in trial.err else ""
+    return f"ends at once{trace}, lost {trial.lost()} of {CALLS}"
 
 
 @feature("Ctrl-C while the program's end waits", THREADS, PROCESSES, judge=judge_ctrl_c)
@@ -224,21 +225,25 @@ def judge_dropped(trial: Trial, name: str) -> str:
     if "raised" in log:
         return "raised by its wait"
     words = [] if "ended next" in log else ["ends the worker"]
-    if times := trial.err.count("ValueError: the call has failed"):
+    if "ValueError: the call has failed" in trial.err:
         source = (HERE / "features.py").read_text("utf-8").splitlines()
         line = next(i for i, text in enumerate(source, 1) if text.endswith("# the call"))
-        words.append("logged" if "logged" in log else "a traceback")
-        words[-1] += " once" if times == 1 else f" {times} times"
+        times = log.count("logged")  # with a traceback each
+        once = "once" if times == 1 else f"{times} times"
+        words.append(f"logged {once}" if times else "a traceback")
         words.append(f"with{'' if f'features.py:{line} ' in trial.err else 'out'} its line")
     return ", ".join(words) or "silent"
 
 
-@feature(
-    "a failure of a call whose future was dropped", THREADS, PROCESSES, judge=judge_dropped
-)
+@feature("a failure of a call whose future was dropped", THREADS, PROCESSES, judge=judge_dropped)
 def dropped(way: Way, folder: str) -> None:
+    def told(record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], ValueError):
+            calls.write(folder, "logged")
+        return True
+
     handler = logging.StreamHandler()
-    handler.addFilter(lambda record: calls.write(folder, "logged") or True)
+    handler.addFilter(told)
     logging.basicConfig(handlers=[handler])
     failing = way.prepared(calls.fail)
     failing(folder)  # the call
@@ -248,6 +253,8 @@ def dropped(way: Way, folder: str) -> None:
             way.wait()
         except ValueError:
             calls.write(folder, "raised")
+        gc.collect()
+        until(lambda: {"logged", "raised"} & set(lines(folder)), 2)  # who says it late
 
 
 @feature("a call that waits for another one on the same worker", THREADS)
@@ -291,10 +298,10 @@ def wait_all(way: Way, folder: str) -> str:
     way.call(parent)
     waits.set()
     if outcome(way.wait) == "hangs":
-        return f"{way.waits} hangs"
+        return f"`{way.waits}` hangs"
     if ran:
-        return way.waits or "by hand"
-    return f"no: {way.waits} {'refuses' if refused else 'misses'} these"
+        return f"`{way.waits}`" if way.waits else "by hand"
+    return f"no: `{way.waits}` {'refuses' if refused else 'misses'} these"
 
 
 @feature("after `os.fork`, a call in the child", THREADS, PROCESSES)
@@ -319,10 +326,12 @@ def fork(way: Way, folder: str) -> str:
 
 @feature("context variables of the caller", THREADS, PROCESSES)
 def context(way: Way, folder: str) -> str:
+    way.drop(calls.see, folder)  # the worker has started
+    assert until(lambda: lines(folder), 20)
     calls.caller.set("seen")
     way.drop(calls.see, folder)
-    assert until(lambda: lines(folder), 20)
-    return lines(folder)[0]
+    assert until(lambda: len(lines(folder)) == 2, 20)
+    return lines(folder)[1]
 
 
 @feature("a bounded backlog that keeps the latest call", THREADS)
@@ -396,6 +405,7 @@ def methods(way: Way, folder: str) -> str:
 def awaited(way: Way, folder: str) -> str:
     if not way.futures:
         return "no future"
+    warm(way)
 
     async def direct() -> Any:
         return await way.call(calls.add, 1, 2)
@@ -440,7 +450,10 @@ def judge_typed(trial: Trial, name: str) -> str:
     checked = subprocess.run(
         [sys.executable, "-m", "mypy", *options, "typed.py"],
         cwd=trial.folder,
-        env={**trial.env, **({"MYPYPATH": trial.env["PYTHONPATH"]} if "PYTHONPATH" in trial.env else {})},
+        env={
+            **trial.env,
+            **({"MYPYPATH": trial.env["PYTHONPATH"]} if "PYTHONPATH" in trial.env else {}),
+        },
         capture_output=True,
         text=True,
         timeout=120,
@@ -477,9 +490,16 @@ def memory(way: Way, folder: str) -> str:
     for last in ("last", "and another"):
         way.drop(calls.note, folder, last.split()[0])
         assert until(lambda last=last: last.split()[0] in ended(folder), 20)
-    gone = until(lambda: (gc.collect(), not any(ref() for ref in alive))[1], 3)
-    kept = sum(ref() is not None for ref in alive)
-    return "nothing" if gone else f"{kept} of 200"
+
+    def kept() -> int:
+        gc.collect()
+        return sum(ref() is not None for ref in alive)
+
+    if until(lambda: not kept(), 3):
+        return "nothing"
+    before = kept()
+    way.wait()
+    return f"{before} of 200" + f" until `{way.waits}`" * (kept() == 0)
 
 
 def judge_no_guard(trial: Trial, name: str) -> str:
@@ -489,7 +509,7 @@ def judge_no_guard(trial: Trial, name: str) -> str:
         Path(script).write_text(
             f"import sys, os, multiprocessing; sys.path.insert(0, {str(HERE)!r})\n"
             + f"multiprocessing.set_start_method({method!r}, force=True)\n" * bool(method)
-            + f"import calls, ways\nway = ways.{trial.kind.__name__}()\n"
+            + f"import calls, ways\nway = ways.{trial.kind.__name__}.alone()\n"
             f"handle = way.call(calls.note, {trial.folder!r}, {number})\n"
             f"if way.result(handle) == {number}:\n"
             f"    calls.write({trial.folder!r}, 'result {number}')\n"
@@ -508,6 +528,7 @@ def no_guard(way: Way, folder: str) -> None:
 
 @feature("a lambda or a closure", PROCESSES)
 def closure(way: Way, folder: str) -> str:
+    warm(way)
     seven = 7
     got = outcome(lambda: way.result(way.call(lambda: seven)))
     return "works" if got == 7 else f"fails: {type(got).__name__}"
@@ -529,7 +550,7 @@ def killed(way: Way, folder: str) -> str:
         return "its call alone fails"
     its = "hangs" if first == "hangs" else "fails"
     return (
-        f"its call {its}, {'no' if ran == 5 else 5 - ran} of 5 that wait "
+        f"its call {its}, {'none' if ran == 5 else 5 - ran} of 5 that wait "
         f"{'hang' if 'hangs' in others else 'fail'}, the next one "
         + ("runs" if after == 3 else "hangs" if after == "hangs" else "is refused")
     )
@@ -537,6 +558,7 @@ def killed(way: Way, folder: str) -> str:
 
 @feature("an exception that can't be unpickled", PROCESSES)
 def odd_error(way: Way, folder: str) -> str:
+    warm(way)
     got = outcome(lambda: way.result(way.call(calls.fail_oddly, folder)))
     after = outcome(lambda: way.result(way.call(calls.add, 1, 2)))
     its = "its call hangs" if got == "hangs" else "its call fails"
@@ -558,7 +580,7 @@ def judge_orphan(trial: Trial, name: str) -> str:
         except OSError:
             return True
 
-    if until(gone, 5):
+    if until(gone, 3 + trial.kind.patience):
         return "ends with it"
     calls.open_gate(trial.folder)
     return "ends after its call" if until(gone, 5) else "is left behind"

@@ -9,7 +9,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import calls
 
@@ -24,13 +24,19 @@ class Way:
     """
 
     title: str
+    module = ""  # what must be installed for it
     futures = True
     waits = ""
     copies = ""  # what `copying` takes
     made: list[Any] | None = None  # what a wait by hand goes through
-    without: dict[str, str] = {}  # feature: why it does not apply
+    without: ClassVar[dict[str, str]] = {}  # feature: why it does not apply
     typed = "", "f({})"
     patience = 3.0  # seconds in which a program ends that waits for nothing
+
+    @classmethod
+    def alone(cls) -> Any:
+        """Make one in a script without a guard."""
+        return cls()
 
     def call(self, function: Call, *args: Any) -> Any:
         """Make a call and return what there is to wait for."""
@@ -80,6 +86,8 @@ class Way:
 
 
 class Ours(Way):
+    """`background`, with its default thread; `flush()` waits."""
+
     title = "`@background`"
     waits = "flush()"
     copies = ", with `snapshot=True`"
@@ -122,6 +130,8 @@ class Pool(Way):
 
 
 class ThreadPool(Pool):
+    """`submit`; `shutdown()` waits."""
+
     title = "`ThreadPoolExecutor(1)`"
     typed = (
         "from concurrent.futures import ThreadPoolExecutor\npool = ThreadPoolExecutor(1)",
@@ -135,7 +145,7 @@ class ThreadPool(Pool):
 
 
 class Queue(Way):
-    """As the documentation of `queue` shows it."""
+    """A daemon thread, as the documentation of `queue` shows it; `join()` waits."""
 
     title = "a `queue.Queue` and a thread"
     futures = False
@@ -164,6 +174,8 @@ class Queue(Way):
 
 
 class Thread(Way):
+    """`threading.Thread(target=…).start()`; a list of them is joined."""
+
     title = "a thread per call"
     futures = False
     typed = (
@@ -186,7 +198,10 @@ class Thread(Way):
 
 
 class Index(Way):
+    """`@background.task` with `background.n = 1`; its list of results is gone through."""
+
     title = "the index's `background`"
+    module = "background"
     typed = "import background\nf = background.task(f_)", "f({})"
 
     def __init__(self) -> None:
@@ -204,26 +219,29 @@ class Index(Way):
 
 
 class Unsync(Way):
+    """`@unsync`, on a `ThreadPoolExecutor(1)`; the futures are waited for one by one.
+
+    With `cpu_bound=True` it uses a `ProcessPoolExecutor`, whose column holds for it.
+    """
+
     title = "unsync"
+    module = "unsync"
     typed = "from unsync import unsync\nf = unsync(f_)", "f({})"
-    options: dict[str, Any] = {}
 
     def __init__(self) -> None:
         from concurrent.futures import ThreadPoolExecutor
 
         from unsync import unsync
 
-        self.unsync = unsync
+        self.unsync: Any = unsync
         self.unsync.thread_executor = ThreadPoolExecutor(1)
-        # A worker process knows what was decorated before it began.
-        self.decorated = {function: self.decorate(function) for function in calls.FUNCTIONS}
         self.made = []
 
     def decorate(self, function: Call) -> Any:
-        return self.unsync(**self.options)(function) if self.options else self.unsync(function)
+        return self.unsync(function)
 
     def call(self, function: Call, *args: Any) -> Any:
-        future = (self.decorated.get(function) or self.decorate(function))(*args)
+        future = self.decorate(function)(*args)
         if self.made is not None:
             self.made.append(future)
         return future
@@ -242,7 +260,10 @@ class Unsync(Way):
 
 
 class Deco(Way):
+    """`@concurrent.threaded(processes=1)`; `wait()` waits."""
+
     title = "deco"
+    module = "deco"
     waits = "wait()"
     typed = "from deco import concurrent\nf = concurrent.threaded(processes=1)(f_)", "f({})"
 
@@ -266,7 +287,13 @@ class Deco(Way):
 
 
 class MoreExecutors(Pool):
+    """`Executors.thread_pool(max_workers=1)`; `shutdown()` waits.
+
+    As a decorator it is used by `bind`, and bounded by `with_throttle(1, block=True)`.
+    """
+
     title = "more-executors"
+    module = "more_executors"
     typed = (
         "from more_executors import Executors\npool = Executors.thread_pool(max_workers=1)",
         "pool.submit(f_, {})",
@@ -287,8 +314,14 @@ class MoreExecutors(Pool):
 
 
 class Pebble(Way):
+    """`ThreadPool(max_workers=1).schedule`; `close()` and `join()` wait.
+
+    As a decorator it is used by `concurrent.thread(pool=…)`.
+    """
+
     title = "pebble"
-    waits = "close() and join()"
+    module = "pebble"
+    waits = "join()"
     typed = (
         "from pebble import ThreadPool, concurrent\n"
         "f = concurrent.thread(pool=ThreadPool(max_workers=1))(f_)",
@@ -316,6 +349,8 @@ class Pebble(Way):
 
 
 class OursProcess(Ours):
+    """`background(executor=ProcessExecutor())`; `flush()` waits."""
+
     title = "`ProcessExecutor()`"
     copies = ""
     copying = Way.copying  # it pickles at the call
@@ -326,6 +361,8 @@ class OursProcess(Ours):
 
 
 class ProcessPool(Pool):
+    """`submit`, with the default start method; `shutdown()` waits."""
+
     title = "`ProcessPoolExecutor(1)`"
 
     def __init__(self) -> None:
@@ -335,7 +372,10 @@ class ProcessPool(Pool):
 
 
 class Loky(Pool):
+    """`get_reusable_executor(1).submit`; `shutdown()` waits."""
+
     title = "loky"
+    module = "loky"
 
     @property
     def pool(self) -> Any:  # type: ignore[override]
@@ -345,7 +385,10 @@ class Loky(Pool):
 
 
 class PebbleProcess(Pebble):
+    """`ProcessPool(max_workers=1).schedule`; `close()` and `join()` wait."""
+
     title = "pebble"
+    module = "pebble"
 
     def __init__(self) -> None:
         import pebble
@@ -355,17 +398,22 @@ class PebbleProcess(Pebble):
 
 
 class Joblib(Way):
-    """A batch at a time, the way of joblib that does not hold up the loop."""
+    """`Parallel(n_jobs=2, return_as="generator")` over a batch, which doesn't hold up the loop."""
 
     title = "joblib"
-    without = dict.fromkeys(["live", "memory"], "it takes a batch and reads it as it goes")
+    module = "joblib"
+    without: ClassVar[dict[str, str]] = dict.fromkeys(
+        ["live", "memory"], "it takes a batch and reads it as it goes"
+    )
+
+    def __init__(self) -> None:
+        self.batches: list[Any] = []
 
     def many(self, function: Call, args: Iterable[tuple[Any, ...]]) -> Any:
         from joblib import Parallel, delayed
 
         parallel = Parallel(n_jobs=2, return_as="generator", pre_dispatch="all")
-        self.last = parallel(delayed(function)(*each) for each in args)
-        return self.last
+        return parallel(delayed(function)(*each) for each in args)
 
     def call(self, function: Call, *args: Any) -> Any:
         return self.many(function, [args])
@@ -374,19 +422,21 @@ class Joblib(Way):
         return next(handle)
 
     def drop_many(self, function: Call, args: Iterable[tuple[Any, ...]]) -> None:
-        self.many(function, args)
+        self.batches.append(self.many(function, args))  # it would cancel them, dropped
+
+    def drop(self, function: Call, *args: Any) -> None:
+        self.drop_many(function, [args])
 
     def wait(self) -> None:
-        list(self.last)
-
-
-class UnsyncProcess(Unsync):
-    title = "unsync"
-    options = {"cpu_bound": True}
+        for batch in self.batches:
+            list(batch)
 
 
 class DecoProcess(Deco):
+    """`@concurrent(processes=1)`; `wait()` waits."""
+
     title = "deco"
+    module = "deco"
 
     def __init__(self) -> None:
         super().__init__()
@@ -396,7 +446,13 @@ class DecoProcess(Deco):
 
 
 class Dask(Way):
+    """`submit(…, pure=False)` of a `Client(n_workers=1, threads_per_worker=1)`; `wait` waits.
+
+    Calls at which nobody looks are made by `fire_and_forget`.
+    """
+
     title = "Dask"
+    module = "distributed"
     patience = 8.0
 
     def __init__(self) -> None:
@@ -422,12 +478,28 @@ class Dask(Way):
 
 
 class OursDask(OursProcess):
+    """`background(executor=DaskExecutor(client))` with a client of one worker and one thread.
+
+    Without a guard `DaskExecutor()`, which starts a cluster itself.
+    """
+
     title = "`DaskExecutor()`"
+    module = "distributed"
     patience = 8.0
 
     def __init__(self) -> None:
         Ours.__init__(self)
-        self.options = {"executor": self.ours.DaskExecutor()}
+        from distributed import Client
+
+        client: Any = Client(n_workers=1, threads_per_worker=1, dashboard_address=None)
+        self.options = {"executor": self.ours.DaskExecutor(client)}
+
+    @classmethod
+    def alone(cls) -> Any:
+        way = cls.__new__(cls)
+        Ours.__init__(way)
+        way.options = {"executor": way.ours.DaskExecutor()}
+        return way
 
 
 # -- Queues on disk ------------------------------------------------------------------------
@@ -435,6 +507,9 @@ class OursDask(OursProcess):
 
 class Durable:
     """A queue in a folder: `put` a call there, and `work` until the process is killed."""
+
+    title: str
+    module = ""
 
     def __init__(self, folder: str) -> None:
         self.path = os.path.join(folder, "queue")
@@ -450,11 +525,17 @@ class Durable:
         """Wait for the result of a call."""
         raise NotImplementedError("no results")
 
+    def failures(self) -> str:
+        """Return what the queue tells of failed calls."""
+        return ""
+
     def work(self) -> None:
         raise NotImplementedError
 
 
 class OursDurable(Durable):
+    """`submit`, and `python -m background worker` where a worker is started by hand."""
+
     title = "`SQLiteExecutor`"
     start_worker = False
 
@@ -471,6 +552,11 @@ class OursDurable(Durable):
     def result(self, handle: Any) -> Any:
         return handle.result(20)
 
+    def failures(self) -> str:
+        from background import SQLiteExecutor
+
+        return str(SQLiteExecutor(self.path).calls())
+
     def work(self) -> None:
         from background.__main__ import main
 
@@ -478,7 +564,10 @@ class OursDurable(Durable):
 
 
 class Huey(Durable):
+    """`SqliteHuey`, `task()`, and a consumer with one thread."""
+
     title = "huey"
+    module = "huey"
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
@@ -501,7 +590,10 @@ class Huey(Durable):
 
 
 class PersistQueue(Durable):
+    """`SQLiteAckQueue` and the documented loop of `get` and `ack`."""
+
     title = "persist-queue"
+    module = "persistqueue"
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
@@ -527,7 +619,13 @@ class PersistQueue(Durable):
 
 
 class LiteQueue(Durable):
+    """The documented loop of `pop` and `done`.
+
+    It calls `retry_expired(threshold_seconds=2)` where the version has that.
+    """
+
     title = "litequeue"
+    module = "litequeue"
 
     def __init__(self, folder: str) -> None:
         super().__init__(folder)
@@ -576,7 +674,6 @@ PROCESSES: dict[str, type[Way]] = {
     "loky": Loky,
     "pebble_process": PebbleProcess,
     "joblib": Joblib,
-    "unsync_process": UnsyncProcess,
     "deco_process": DecoProcess,
     "ours_dask": OursDask,
     "dask": Dask,
