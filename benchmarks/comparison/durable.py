@@ -139,7 +139,7 @@ def one_alone(queue: Durable, folder: str) -> None:
     queue.put_alone(calls.note, folder, "it")
 
 
-@feature("calls, when the program is killed right after it made them")
+@feature("calls of a program that is killed right after them")
 def survives(trial: Trial) -> str:
     trial.put("twenty_then_die")
     trial.work()
@@ -148,7 +148,7 @@ def survives(trial: Trial) -> str:
     return f"lost {lost} of 20" if lost else "all 20 run"
 
 
-@feature("calls run in order, one at a time")
+@feature("calls run one at a time, in order")
 def order(trial: Trial) -> str:
     trial.put("twenty_then_die")
     trial.work()
@@ -196,7 +196,7 @@ def poison(trial: Trial) -> str:
     return f"tried {times}, the next one {'runs' if trial.count('ended next') else 'never runs'}"
 
 
-@feature("a second worker starts while a call runs, for longer than it should")
+@feature("a long call, when a second worker starts")
 def long(trial: Trial) -> str:
     trial.put("held")
     trial.work()
@@ -235,7 +235,7 @@ def closure(trial: Trial) -> str:
     return "works" if trial.waits_for("ended closure", seconds=5) else "is lost in the worker"
 
 
-@feature("an argument changed in place right after the call")
+@feature("an argument that changes right after the call")
 def live(trial: Trial) -> str:
     calls.open_gate(trial.folder)
     trial.put("changing")

@@ -169,7 +169,7 @@ def outcome(wait: Callable[[], Any], seconds: float = HANG) -> Any:
     return got[0] if got else "hangs"
 
 
-@feature("calls run in order, one at a time", THREADS, PROCESSES)
+@feature("calls run one at a time, in order", THREADS, PROCESSES)
 def order(way: Way, folder: str) -> str:
     way.drop_many(calls.overlap, [(folder, number) for number in range(5)])
     if not until(lambda: len(ended(folder)) == 5, 20):
@@ -200,7 +200,7 @@ def judge_ctrl_c(trial: Trial, name: str) -> str:
         return "— lost already"
     assert trial.process
     os.killpg(trial.process.pid, signal.SIGINT)  # as a terminal does
-    if not trial.exits(5):
+    if not trial.exits(10):
         calls.open_gate(trial.folder)
         if not trial.exits(20):
             return "hangs"
@@ -235,7 +235,7 @@ def judge_dropped(trial: Trial, name: str) -> str:
     return ", ".join(words) or "silent"
 
 
-@feature("a failure of a call whose future was dropped", THREADS, PROCESSES, judge=judge_dropped)
+@feature("a failure whose future was dropped", THREADS, PROCESSES, judge=judge_dropped)
 def dropped(way: Way, folder: str) -> None:
     def told(record: logging.LogRecord) -> bool:
         if record.exc_info and isinstance(record.exc_info[1], ValueError):
@@ -304,7 +304,7 @@ def wait_all(way: Way, folder: str) -> str:
     return f"no: `{way.waits}` {'refuses' if refused else 'misses'} these"
 
 
-@feature("after `os.fork`, a call in the child", THREADS, PROCESSES)
+@feature("a call in the child of `os.fork`", THREADS, PROCESSES)
 def fork(way: Way, folder: str) -> str:
     way.drop(calls.note, folder, "parent")
     assert until(lambda: "parent" in ended(folder))
@@ -355,7 +355,7 @@ def latest(way: Way, folder: str) -> str:
     return "yes" if ran == 1 else "no bound" if ran == 49 else f"{ran} of 49 run"
 
 
-@feature("an argument changed in place right after the call", THREADS, PROCESSES)
+@feature("an argument that changes right after the call", THREADS, PROCESSES)
 def live(way: Way, folder: str) -> str:
     shared = type(way) in THREADS.values()
     value: Any = [1] if shared else calls.Live(1)
@@ -374,7 +374,7 @@ def live(way: Way, folder: str) -> str:
     return f"as at the call{way.copies}" if shown() == ["shown 1"] else "as changed later"
 
 
-@feature("decorates methods, class and static methods, in either order", THREADS)
+@feature("decorates methods, class and static methods in either order", THREADS)
 def methods(way: Way, folder: str) -> str:
     def function(*args: Any) -> Any:
         return args
@@ -407,19 +407,25 @@ def awaited(way: Way, folder: str) -> str:
         return "no future"
     warm(way)
 
+    def held(name: str) -> Any:
+        at = f"{folder}/{name}"
+        os.mkdir(at)
+        threading.Timer(0.2, calls.open_gate, [at]).start()  # it is not done when awaited
+        return way.call(calls.hold, at, 3)
+
     async def direct() -> Any:
-        return await way.call(calls.add, 1, 2)
+        return await held("direct")
 
     async def wrapped() -> Any:
-        return await asyncio.wrap_future(way.call(calls.add, 1, 2))
+        return await asyncio.wrap_future(held("wrapped"))
 
     tries: dict[str, Callable[[], Any]] = {
         "yes": lambda: asyncio.run(direct()),
         "by `asyncio.wrap_future`": lambda: asyncio.run(wrapped()),
-        "in its own event loop": lambda: way.own_loop(direct),
+        way.own_await: way.awaited,
     }
     for word, attempt in tries.items():
-        if outcome(attempt, 5) == 3:
+        if outcome(attempt) == 3:
             return word
     return "no"
 
@@ -473,7 +479,7 @@ def typed(way: Way, folder: str) -> None:
     """Run nothing: mypy reads it."""
 
 
-@feature("kept of finished calls: arguments and results", THREADS, PROCESSES)
+@feature("arguments and results of finished calls that it keeps", THREADS, PROCESSES)
 def memory(way: Way, folder: str) -> str:
     way.made = None  # nor do we keep any
     alive: list[weakref.ref[calls.Large]] = []

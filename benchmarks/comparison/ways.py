@@ -4,6 +4,7 @@ With one worker wherever the way has such an option. Free of any other import of
 repository, and each rival is imported by its own way alone.
 """
 
+import asyncio
 import functools
 import os
 import queue
@@ -28,6 +29,7 @@ class Way:
     futures = True
     waits = ""
     copies = ""  # what `copying` takes
+    own_await = "in its own manner"
     made: list[Any] | None = None  # what a wait by hand goes through
     without: ClassVar[dict[str, str]] = {}  # feature: why it does not apply
     typed = "", "f({})"
@@ -63,8 +65,8 @@ class Way:
         """Return what makes a call at whose outcome nobody will look."""
         return functools.partial(self.drop, function)
 
-    def own_loop(self, coroutine: Call) -> Any:
-        """Run it on the event loop that the way has, if it has one."""
+    def awaited(self) -> Any:
+        """Await 3 from a call in the way's own manner, which `own_await` describes."""
 
     def result(self, handle: Any) -> Any:
         """Wait for the result of one call."""
@@ -226,6 +228,7 @@ class Unsync(Way):
 
     title = "unsync"
     module = "unsync"
+    own_await = "in its own event loop"
     typed = "from unsync import unsync\nf = unsync(f_)", "f({})"
 
     def __init__(self) -> None:
@@ -255,8 +258,11 @@ class Unsync(Way):
         for future in self.made or []:
             future.result()
 
-    def own_loop(self, coroutine: Call) -> Any:
-        return self.unsync(coroutine)().result()
+    def awaited(self) -> Any:
+        async def main() -> Any:
+            return await self.call(calls.add, 1, 2)
+
+        return self.unsync(main)().result()
 
 
 class Deco(Way):
@@ -454,6 +460,7 @@ class Dask(Way):
     title = "Dask"
     module = "distributed"
     patience = 8.0
+    own_await = "by an asynchronous client"
 
     def __init__(self) -> None:
         from distributed import Client, fire_and_forget
@@ -467,6 +474,15 @@ class Dask(Way):
         if self.made is not None:
             self.made.append(future)
         return future
+
+    def awaited(self) -> Any:
+        from distributed import Client
+
+        async def main() -> Any:
+            async with Client(self.client.scheduler.address, asynchronous=True) as client:
+                return await client.submit(calls.add, 1, 2)
+
+        return asyncio.run(main())
 
     def drop(self, function: Call, *args: Any) -> None:
         self.forget(self.client.submit(function, *args, pure=False))
