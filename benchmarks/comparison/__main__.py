@@ -57,7 +57,7 @@ def try_out(feature: str, way: str, index: str | None = None) -> str:
 
 
 def try_all(names: list[str], only: list[str], index: str | None = None) -> Cells:
-    """Try six at a time: most of them wait."""
+    """Try four at a time: most of them wait."""
     cells = [
         (feature, way)
         for group in GROUPS
@@ -67,7 +67,7 @@ def try_all(names: list[str], only: list[str], index: str | None = None) -> Cell
         and (not only or feature in only)
         and (group == "Queues on disk" or way in features.FEATURES[feature].ways)
     ]
-    with ThreadPoolExecutor(6) as pool:
+    with ThreadPoolExecutor(4) as pool:
         words = pool.map(lambda cell: try_out(*cell, index), cells)
         return dict(zip(cells, words, strict=True))
 

@@ -30,7 +30,6 @@ from ways import PROCESSES, THREADS, Way
 
 HERE = Path(__file__).parent
 CALLS = 20  # that wait when a program ends
-HANG = 8.0  # seconds after which what has not come never comes
 
 
 def ended(folder: str) -> list[str]:
@@ -133,7 +132,7 @@ FEATURES: dict[str, Feature] = {}
 def by_its_word(trial: Trial, name: str) -> str:
     """Have the program itself say the word."""
     trial.start(str(HERE / "features.py"), name, trial.way, trial.folder)
-    return trial.said(60 if "dask" in trial.way else 30)
+    return trial.said(30 + 2 * trial.kind.hang)
 
 
 def feature(
@@ -154,7 +153,7 @@ def warm(way: Way) -> None:
     outcome(lambda: way.result(way.call(calls.add, 1, 2)), 60)
 
 
-def outcome(wait: Callable[[], Any], seconds: float = HANG) -> Any:
+def outcome(wait: Callable[[], Any], seconds: float) -> Any:
     """Return what comes, the exception that comes, or "hangs"."""
     got: list[Any] = []
 
@@ -248,7 +247,7 @@ def dropped(way: Way, folder: str) -> None:
     failing = way.prepared(calls.fail)
     failing(folder)  # the call
     way.drop(calls.note, folder, "next")
-    if until(lambda: "ended next" in lines(folder), HANG):
+    if until(lambda: "ended next" in lines(folder), way.hang):
         try:
             way.wait()
         except ValueError:
@@ -272,7 +271,7 @@ def nested(way: Way, folder: str) -> str:
             done.set()
 
     way.call(step, 1)
-    if not until(lambda: "both" in lines(folder), HANG):
+    if not until(lambda: "both" in lines(folder), way.hang):
         return "hangs for ever"
     return "the worker runs it itself" if len(set(threads)) == 1 else "works"
 
@@ -297,7 +296,7 @@ def wait_all(way: Way, folder: str) -> str:
 
     way.call(parent)
     waits.set()
-    if outcome(way.wait) == "hangs":
+    if outcome(way.wait, way.hang) == "hangs":
         return f"`{way.waits}` hangs"
     if ran:
         return f"`{way.waits}`" if way.waits else "by hand"
@@ -312,12 +311,12 @@ def fork(way: Way, folder: str) -> str:
     if not child:
         try:
             way.drop(calls.note, folder, "child")
-            until(lambda: "child" in ended(folder), HANG)
+            until(lambda: "child" in ended(folder), way.hang)
         except BaseException as error:
             calls.write(folder, f"failed {type(error).__name__}")
         finally:
             os._exit(0)
-    until(lambda: os.waitpid(child, os.WNOHANG)[0], HANG + 5)
+    until(lambda: os.waitpid(child, os.WNOHANG)[0], way.hang + 5)
     if "child" in ended(folder):
         return "runs"
     failed = [line.split()[1] for line in lines(folder) if line.startswith("failed ")]
@@ -425,7 +424,7 @@ def awaited(way: Way, folder: str) -> str:
         way.own_await: way.awaited,
     }
     for word, attempt in tries.items():
-        if outcome(attempt) == 3:
+        if outcome(attempt, way.hang) == 3:
             return word
     return "no"
 
@@ -521,7 +520,10 @@ def judge_no_guard(trial: Trial, name: str) -> str:
             f"    calls.write({trial.folder!r}, 'result {number}')\n"
         )
         trial.start(script)
-        came = until(lambda n=number: f"result {n}" in lines(trial.folder) or trial.exits(0), 20)
+        came = until(
+            lambda n=number: f"result {n}" in lines(trial.folder) or trial.exits(0),
+            2 * trial.kind.hang,
+        )
         words.append(came and lines(trial.folder).count(f"result {number}") == 1)
         trial.end()
     return {(True, True): "works", (True, False): "only by fork"}.get(tuple(words), "fails")
@@ -536,7 +538,7 @@ def no_guard(way: Way, folder: str) -> None:
 def closure(way: Way, folder: str) -> str:
     warm(way)
     seven = 7
-    got = outcome(lambda: way.result(way.call(lambda: seven)))
+    got = outcome(lambda: way.result(way.call(lambda: seven)), way.hang)
     return "works" if got == 7 else f"fails: {type(got).__name__}"
 
 
@@ -546,12 +548,14 @@ def killed(way: Way, folder: str) -> str:
     assert until(lambda: any(line.startswith("started 0 ") for line in lines(folder)))
     calls.open_gate(folder)
     if isinstance(handles, list):
-        first, *others = [outcome(functools.partial(way.result, each)) for each in handles]
+        first, *others = [
+            outcome(functools.partial(way.result, each), way.hang) for each in handles
+        ]
     else:  # a batch
-        first = outcome(lambda: list(handles))
+        first = outcome(lambda: list(handles), way.hang)
         others = [first] * 5
     ran = sum(other == number for number, other in enumerate(others, 1))
-    after = outcome(lambda: way.result(way.call(calls.add, 1, 2)))
+    after = outcome(lambda: way.result(way.call(calls.add, 1, 2)), way.hang)
     if isinstance(first, BaseException) and ran == 5 and after == 3:
         return "its call alone fails"
     its = "hangs" if first == "hangs" else "fails"
@@ -565,8 +569,8 @@ def killed(way: Way, folder: str) -> str:
 @feature("an exception that can't be unpickled", PROCESSES)
 def odd_error(way: Way, folder: str) -> str:
     warm(way)
-    got = outcome(lambda: way.result(way.call(calls.fail_oddly, folder)))
-    after = outcome(lambda: way.result(way.call(calls.add, 1, 2)))
+    got = outcome(lambda: way.result(way.call(calls.fail_oddly, folder)), way.hang)
+    after = outcome(lambda: way.result(way.call(calls.add, 1, 2)), way.hang)
     its = "its call hangs" if got == "hangs" else "its call fails"
     return f"{its}, the next one " + (
         "runs" if after == 3 else "hangs" if after == "hangs" else "is refused"

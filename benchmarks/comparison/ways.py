@@ -34,6 +34,7 @@ class Way:
     without: ClassVar[dict[str, str]] = {}  # feature: why it does not apply
     typed = "", "f({})"
     patience = 3.0  # seconds in which a program ends that waits for nothing
+    hang = 8.0  # seconds after which what has not come never comes
 
     @classmethod
     def alone(cls) -> Any:
@@ -460,6 +461,7 @@ class Dask(Way):
     title = "Dask"
     module = "distributed"
     patience = 8.0
+    hang = 30.0
     own_await = "by an asynchronous client"
 
     def __init__(self) -> None:
@@ -502,6 +504,7 @@ class OursDask(OursProcess):
     title = "`DaskExecutor()`"
     module = "distributed"
     patience = 8.0
+    hang = 30.0
 
     def __init__(self) -> None:
         Ours.__init__(self)
