@@ -230,7 +230,8 @@ def judge_dropped(trial: Trial, name: str) -> str:
         times = log.count("logged")  # with a traceback each
         once = "once" if times == 1 else f"{times} times"
         words.append(f"logged {once}" if times else "a traceback")
-        words.append(f"with{'' if f'features.py:{line} ' in trial.err else 'out'} its line")
+        placed = re.search(rf'features\.py(:|", line ){line}\b', trial.err)
+        words.append(f"with{'' if placed else 'out'} the line of the call")
     return ", ".join(words) or "silent"
 
 
