@@ -4,6 +4,7 @@ Run as `python durable.py put|work WAY FOLDER [WHAT]` it is such a program.
 """
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,7 @@ class Trial:
             with suppress(ProcessLookupError):
                 os.killpg(program.pid, signal.SIGKILL)
             program.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 PUTS: dict[str, Callable[[Durable, str], Any]] = {}
