@@ -1,6 +1,7 @@
 """Calls in processes of their own, and all that may happen to a process."""
 
 import array
+import asyncio
 import contextvars
 import fcntl
 import functools
@@ -358,6 +359,16 @@ def test_exceptions_that_cant_come_back(kind: type[Exception], executor: Process
     assert str(error).startswith(f"{kind.__name__}: ")
     assert f"stands for a {kind.__name__} that can't be pickled and unpickled" in str(error)
     assert "in throw" in error.__notes__[0]
+    assert executor.submit(abs, -1).result(20) == 1
+
+
+def test_a_call_can_be_awaited(executor: ProcessExecutor) -> None:
+    """F2: a call in a process can be awaited."""
+
+    async def main() -> list[int]:
+        return [await call for call in [executor.submit(pow, i, 2) for i in range(3)]]
+
+    assert asyncio.run(main()) == [0, 1, 4]
 
 
 variable = contextvars.ContextVar("variable", default=0)
