@@ -1,223 +1,426 @@
 """Measure rivals and ourselves side by side: `python -m benchmarks`."""
 
 import argparse
-import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-from benchmarks.processes import section
+from benchmarks import charts
+from benchmarks.running import Measure, Outcome, Table, lay_out, run
 
 HERE = Path(__file__).parent
-TITLES = {
+
+INDEX = "index_background"  # has our import name, and so an environment of its own
+BARE = {"nothing": "no plots", "inline": "inline"}
+THREADS = {
     "simple_queue": "SimpleQueue and a worker (the floor: no future, no errors)",
     "queue_task_done": "queue.Queue, a worker, task_done",
     "thread_pool": "ThreadPoolExecutor(1)",
     "thread_per_call": "a thread per call",
-    "index_background": "the index's background",
+    INDEX: "the index's background",
+    "more_executors": "more-executors, one thread",
+    "pebble": "pebble, one thread",
+    "unsync": "unsync, one thread",
+    "deco": "deco, one thread",
+    "joblib": "joblib, two threads",
+    "dask": "Dask, one thread of the program",
     "ours_submit": "ThreadExecutor().submit",
     "ours": "@background",
 }
-ALL = list(TITLES)
-LASTING = [name for name in ALL if name != "thread_per_call"]  # its calls never wait in a queue
-# measure: (title, contenders, calls, calls when quick, [(figure, rival, reach)])
-MEASURES: dict[str, tuple[str, list[str], int, int, list[tuple[str, str, str]]]] = {
-    "burst": (
+PROCESSES = {
+    "thread_pool": "ThreadPoolExecutor(1)",
+    "ours_thread": "@background, a thread",
+    "process_pool": "ProcessPoolExecutor(1)",
+    "more_executors": "more-executors, one process",
+    "loky": "loky, one process",
+    "pebble": "pebble, one process",
+    "unsync": "unsync, a process for each core",
+    "deco": "deco, one process",
+    "joblib": "joblib, two processes, a Parallel for each call",
+    "dask": "Dask, one process",
+    "ours_dask": "@background, DaskExecutor(client), one process",
+    "ours": "@background, ProcessExecutor()",
+}
+RIVALS = [
+    *("deco", "distributed", "huey", "joblib", "litequeue", "loky", "more-executors", "pebble"),
+    *("persist-queue", "unsync"),
+]
+DURABLE = {
+    "huey": "huey",
+    "persist-queue": "persist-queue",
+    "litequeue": "litequeue",
+    "ours": "@background, SQLiteExecutor(path)",
+}
+IMPORTS = {
+    "concurrent.futures.thread": "concurrent.futures.thread",
+    "more_executors": "more-executors",
+    "pebble": "pebble",
+    "unsync": "unsync",
+    "deco": "deco",
+    "loky": "loky",
+    "joblib": "joblib",
+    "distributed": "Dask",
+    "huey": "huey",
+    "persistqueue": "persist-queue",
+    "litequeue": "litequeue",
+    "wrapt": "wrapt",
+    "background": "background",
+    "background_beyond_wrapt": "background beyond wrapt",
+}
+GROWING = {
+    "queue_task_done": "queue.Queue, task_done",
+    "thread_pool": "ThreadPoolExecutor",
+    "ours": "@background",
+    "ours_uncollected": "@background, the garbage collector off",
+}
+COPIES = {"deepcopy": "copy.deepcopy", "array_copy": "array.copy", "snapshot": "snapshot"}
+CASES = [
+    "array, 10 KB",
+    "array, 1 MB",
+    "array, 50 MB",
+    "four lists of 2,500 floats in a dict",
+    "10,000 dicts in a list",
+    "100 arrays of 1 KB in a dict",
+]
+
+
+def without(contenders: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: title for name, title in contenders.items() if name not in names}
+
+
+POOLS = without(PROCESSES, "thread_pool", "ours_thread")
+DRAWING = BARE | without(PROCESSES, "more_executors", "ours_dask")  # over what they stand on
+WRITING = without(DRAWING, "loky", "pebble", "unsync", "deco", "joblib", "dask")
+COLLECTED = without(GROWING, "ours_uncollected")
+
+MEASURES = {
+    "burst": Measure(
+        "threads",
         "A burst of 20,000 calls",
-        ALL,
-        20_000,
-        2_000,
-        [
-            ("µs a call", "thread_pool", "at most 0.30"),
-            ("µs a call", "queue_task_done", "at most 0.8"),
-            ("calls/s", "thread_pool", "at least 3"),
-        ],
+        THREADS,
+        number=20_000,
+        few=2_000,
+        tenth=("thread_per_call", "dask"),
+        base="thread_pool",
+        reaches=(
+            ("µs a call", "ours", "thread_pool", "at most 0.30"),
+            ("µs a call", "ours", "queue_task_done", "at most 0.8"),
+            ("calls/s", "ours", "thread_pool", "at least 3"),
+        ),
+        text="A thread per call and Dask: 2,000 calls. joblib takes all calls at once.",
     ),
-    "paced": ("A call every 2 ms, the worker asleep", LASTING, 400, 50, []),
-    "waiting": (
+    "paced": Measure(
+        "threads",
+        "A call every 2 ms, the worker asleep",
+        THREADS,
+        number=300,
+        few=50,
+        base="thread_pool",
+    ),
+    "waiting": Measure(
+        "threads",
         "Bytes a waiting call takes",
-        LASTING,
-        20_000,
-        2_000,
-        [("bytes", "thread_pool", "at most 0.3")],
+        THREADS,
+        number=20_000,
+        few=2_000,
+        rounds=2,
+        tenth=("dask",),
+        base="thread_pool",
+        reaches=(("bytes", "ours", "thread_pool", "at most 0.3"),),
     ),
-    "growth": (
+    "finished": Measure(
+        "threads",
         "Growth over a million finished calls",
-        ["thread_pool", "ours"],
-        1_000_000,
-        20_000,
-        [],
+        {name: THREADS[name] for name in ("queue_task_done", "thread_pool", "ours")},
+        number=1_000_000,
+        few=20_000,
+        rounds=1,
     ),
-    "loop": (
-        "A loop with plots that wait",
-        ["nothing", "thread_pool", "thread_per_call", "ours"],
-        600,
-        40,
-        [("seconds", "nothing", "at most 1.05")],
+    "imports": Measure(
+        "imports",
+        "What an import takes",
+        IMPORTS,
+        number=2,
+        few=1,
+        rounds=3,
+        text="Reach for background beyond wrapt: at most 15 ms.",
+    ),
+    "snapshots": Measure(
+        "snapshots",
+        "A copy of the arguments, in µs",
+        COPIES,
+        number=20,
+        few=1,
+        reaches=tuple((case, "snapshot", "deepcopy", "at most 1") for case in CASES),
+    ),
+    "loop": Measure(
+        "threads",
+        "A loop with a plot that waits 20 ms at every tenth step",
+        BARE | without(THREADS, "simple_queue", "ours_submit"),
+        number=400,
+        few=40,
+        base="nothing",
+        text="Reach for @background: at most 1.05.",
+    ),
+    "computing": Measure(
+        "processes",
+        "A loop with a plot of 0.8 ms at every fourth step",
+        DRAWING,
+        number=12_000,
+        few=800,
+        tenth=("joblib", "dask"),
+        base="nothing",
+        text="Reach for ProcessExecutor: at most 1.10.",
+    ),
+    "figures": Measure(
+        "processes",
+        "A loop with a matplotlib figure at every twentieth step",
+        DRAWING,
+        number=240,
+        few=40,
+        base="nothing",
+        text="Reach for ProcessExecutor: at most 1.10.",
+    ),
+    "pages": Measure(
+        "processes",
+        "A loop with a plotly page at every twentieth step",
+        WRITING,
+        number=240,
+        few=40,
+        base="nothing",
+        text="An HTML page with a curve and a heat map of 64 by 64, with plotly.js beside it.",
+    ),
+    "events": Measure(
+        "processes",
+        "A loop with a figure and an image for TensorBoard at every twentieth step",
+        WRITING,
+        number=240,
+        few=40,
+        base="nothing",
+        text="By tensorboardX, into an event file.",
+    ),
+    "costs": Measure(
+        "processes",
+        "What a process costs",
+        POOLS,
+        number=2_000,
+        few=100,
+        tenth=("joblib", "dask", "ours_dask"),
+        base="process_pool",
+        text="The pools of others pickle later, in a thread: what is changed after the call "
+        "leaks into it. Reaches for ProcessExecutor: at most 30 µs, 100 ms, 0.3 ms and 2 copies.",
+    ),
+    "killed": Measure(
+        "processes",
+        "When a worker is killed in a call",
+        POOLS,
+        number=10,
+        few=5,
+        rounds=1,
+        text="While 100 calls wait for the worker, it gets SIGKILL; later, when they have ended "
+        "or 10 seconds have passed, one more call is made.",
+    ),
+    "durable": Measure(
+        "durable",
+        "Durable calls of 1 KB",
+        DURABLE,
+        function="costs",
+        number=3_000,
+        few=300,
+        rounds=3,
+        base="huey",
+        text="Made as fast as possible while one worker drains; from idle to the start; then "
+        "drained by the worker alone. Reach: 100 µs, 5 ms (99 %), 25 ms from idle, 2,500 calls/s.",
+    ),
+    "durable_killed": Measure(
+        "durable",
+        "When the worker of durable calls is killed",
+        DURABLE,
+        function="killed",
+        number=12,
+        few=2,
+        rounds=1,
+        text="huey is at-most-once by design; litequeue, from 0.13 on, gives back what a worker "
+        "has held for longer than a lease, here of 5 s. The loops of the workers are those of "
+        "the projects' documentation.",
+    ),
+    "durable_shared": Measure(
+        "durable",
+        "2,000 durable calls, two workers",
+        DURABLE,
+        function="shared",
+        number=2_000,
+        few=200,
+        rounds=1,
+    ),
+    "growing_waiting": Measure(
+        "growing",
+        "µs a call costs while so many come to wait",
+        GROWING,
+        function="waiting",
+        number=1_000_000,
+        few=1_000,
+        rounds=1,
+        text="From a tenth of the number to the number, the worker being held up. Flat up to "
+        "some 1,000. Beyond, the calls that wait leave the processor's caches and take new "
+        "memory; and the garbage collector, whenever a quarter more objects have come, visits "
+        "all that wait: with it off, a call costs the same 1 µs with 100,000 as with 1,000,000.",
+    ),
+    "growing_callers": Measure(
+        "growing",
+        "µs a call costs all callers together, with so many threads that call",
+        COLLECTED,
+        function="callers",
+        number=20_000,
+        few=2_000,
+        rounds=3,
+        text="From the first call to the last, for each call: threads take turns at the "
+        "interpreter's lock, so that one of N callers waits N times as long.",
+    ),
+    "growing_caller_switches": Measure(
+        "growing",
+        "Switches between threads in 1,000 calls, with so many threads that call",
+        COLLECTED,
+        function="caller_switches",
+        number=20_000,
+        few=2_000,
+        rounds=1,
+    ),
+    "growing_workers": Measure(
+        "growing",
+        "µs a call costs its caller, with so many workers",
+        COLLECTED,
+        function="workers",
+        number=20_000,
+        few=2_000,
+        rounds=3,
+    ),
+    "growing_drained": Measure(
+        "growing",
+        "µs a call takes until all are done, with so many workers",
+        COLLECTED,
+        function="drained",
+        number=20_000,
+        few=2_000,
+        rounds=3,
+    ),
+    "growing_worker_switches": Measure(
+        "growing",
+        "Switches between threads in 1,000 calls, with so many workers",
+        COLLECTED,
+        function="worker_switches",
+        number=20_000,
+        few=2_000,
+        rounds=1,
     ),
 }
 
 
-def run(python: str, name: str, measure: str, number: int, env: dict[str, str]) -> Any:
-    """Run one contender in a process of its own and return its figures."""
-    command = [python, str(HERE / "contender.py"), name, measure, str(number)]
-    out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
-    if out.returncode:
-        print(out.stderr[-2000:], file=sys.stderr)
-        return None
-    return json.loads(out.stdout)
-
-
-def import_cost(env: dict[str, str], rounds: int) -> list[float]:
-    """Return how many milliseconds `import background` takes beyond `import wrapt`."""
-    code = "import time, {}; s = time.perf_counter(); import background; print({})".format(
-        "wrapt", "(time.perf_counter() - s) * 1e3"
-    )
-    env = {key: value for key, value in env.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    env["PYTHONPYCACHEPREFIX"] = tempfile.mkdtemp()
-    outs = [
-        subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True)
-        for _ in range(rounds + 1)
-    ]
-    return [float(out.stdout) for out in outs[1:]]  # the first one compiled
-
-
-def snapshots(env: dict[str, str], rounds: int) -> list[str]:
-    """Return the section on copies as Markdown."""
-    command = [sys.executable, str(HERE / "snapshots.py"), str(rounds)]
-    out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=True)
-    lines = ["", "### A copy of the arguments, in µs", ""]
-    lines += ["| | snapshot | copy.deepcopy | array.copy | ratio |", "|---" * 5 + "|"]
-    for case, ways in json.loads(out.stdout).items():
-        ratio = statistics.median(ways["snapshot"]) / statistics.median(ways["copy.deepcopy"])
-        cells = [
-            show(ways[way]) if way in ways else ""
-            for way in ("snapshot", "copy.deepcopy", "array.copy")
-        ]
-        lines.append(f"| {case} | {' | '.join(cells)} | {ratio:.2f} |")
-    return [*lines, "", "The ratio is to copy.deepcopy (reach: at most 1)."]
-
-
-def show(figures: list[float]) -> str:
-    """Return the median and the spread."""
-    digits = 0 if statistics.median(figures) >= 100 else 2
-    middle = f"{statistics.median(figures):,.{digits}f}"
-    return f"{middle} ({min(figures):,.{digits}f} to {max(figures):,.{digits}f})"
+installing = threading.Lock()  # held while the environment of the index's package is made
 
 
 def main() -> None:
-    """Measure, print the tables, write RESULTS.md and results.png."""
+    """Measure, print the tables, write RESULTS.md and the charts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="everything once, to see that it runs")
     parser.add_argument(
-        "--only", choices=[*MEASURES, "snapshot", "process"], help="this measure alone"
+        "--rounds", type=int, default=5, help="how often to measure each (%(default)s)"
+    )
+    parser.add_argument(
+        "--only", nargs="+", choices=MEASURES, default=MEASURES, help="print these, write nothing"
     )
     parser.add_argument("--output", type=Path, default=HERE, help="the folder of the results")
     options = parser.parse_args()
-    rounds = 1 if options.quick else 7
+    rounds = 1 if options.quick else options.rounds
 
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        index = str(Path(folder, "bin", "python"))
-        install = [index, "-m", "pip", "install", "--quiet", "background==0.2.1"]
-        installed = subprocess.run(install, check=False).returncode == 0
-        ours = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-        theirs = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        results: dict[str, dict[str, dict[str, list[float]]]] = {}
-        for measure, (_, contenders, number, quick, _) in MEASURES.items():
-            if options.only not in (None, measure):
-                continue
-            table = results.setdefault(measure, {})
-            for _ in range(rounds if measure != "growth" else 1):
-                for name in contenders:  # in turn, so that noise hits all
-                    if name == "index_background" and not installed:
-                        continue
-                    foreign = name == "index_background"
-                    python, env = (index, theirs) if foreign else (sys.executable, ours)
-                    count = quick if options.quick else number
-                    if name == "thread_per_call" and measure == "burst":
-                        count //= 10
-                    for key, value in (run(python, name, measure, count, env) or {}).items():
-                        table.setdefault(name, {}).setdefault(key, []).append(value)
-        copies = snapshots(ours, rounds) if options.only in (None, "snapshot") else []
-        if options.only in (None, "process"):
-            copies += section(ours, rounds, options.quick)
-        imports = import_cost(ours, 2 if options.quick else 20)
-
-    text = report(results, copies, imports, rounds, installed)
-    print(text)
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "RESULTS.md"
-    header = "# Measured\n\n`python -m benchmarks` writes this; one section for each CPython.\n"
-    before = path.read_text("utf-8") if path.exists() else header
-    mine = f"\n## CPython {platform.python_version()}"
-    others = [
-        section
-        for section in before.split("\n## ")[1:]
-        if not mine.endswith(section.split("\n")[0])
-    ]
-    sections = sorted([*others, text.removeprefix("## ")])
-    path.write_text(header + "".join("\n## " + s.rstrip("\n") + "\n" for s in sections), "utf-8")
-    if "burst" in results:
-        chart(results["burst"], options.output / "results.png")
-
-
-def report(
-    results: Any, copies: list[str], imports: list[float], rounds: int, installed: bool
-) -> str:
-    """Return the tables as Markdown."""
+    tables: dict[str, Table] = {}
     lines = [
         f"## CPython {platform.python_version()}",
         "",
-        f"{platform.system()}, {os.cpu_count()} cores, medians of {rounds} rounds with the "
-        "contenders in turn, each in a process of its own; in brackets the least and the most.",
+        f"{platform.system()}, {os.cpu_count()} cores. Medians of {rounds} round"
+        f"{'s' * (rounds != 1)} (fewer of what hardly varies or takes long) with the contenders in "
+        "turn, each in a process of its own; in brackets the least and the most. Rivals: "
+        + ", ".join(f"{name} {version}" for name in RIVALS if (version := installed(name)))
+        + ".",
     ]
-    if not installed:
-        lines += ["", "The index's background could not be installed and is left out."]
-    for measure, table in results.items():
-        title, _, _, _, reaches = MEASURES[measure]
-        keys = list(next(iter(table.values())))
-        lines += [
-            "",
-            f"### {title}",
-            "",
-            "| | " + " | ".join(keys) + " |",
-            "|---" * (len(keys) + 1) + "|",
-        ]
-        for name, figures in table.items():
-            cells = [show(figures[key]) for key in keys]
-            lines.append(f"| {TITLES.get(name, 'no plots')} | " + " | ".join(cells) + " |")
-        lines.append("")
-        for key, rival, reach in reaches:
-            if "ours" in table and rival in table:
-                ratio = statistics.median(table["ours"][key]) / statistics.median(table[rival][key])
-                what = TITLES.get(rival, "no plots")
-                lines.append(f"- {key}, @background against {what}: {ratio:.2f} (reach: {reach})")
-    lines += [*copies, "", f"Import beyond wrapt's: {show(imports)} ms (reach: at most 15)", ""]
-    return "\n".join(lines)
+    print(*lines, sep="\n", flush=True)
+    # One at a time; a quick run judges no times.
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.quick * 3 + 1) as pool:
+        start = partial(pool.submit, contend, Path(folder), options.quick)
+        started = {
+            key: [
+                {name: start(key, name) for name in measure.contenders}  # in turn: noise hits all
+                for _ in range(min(rounds, measure.rounds))
+            ]
+            for key, measure in MEASURES.items()
+            if key in options.only
+        }
+        for key, turns in started.items():
+            tables[key] = {name: [turn[name].result() for turn in turns] for name in turns[0]}
+            section = lay_out(MEASURES[key], tables[key])
+            print(*section, sep="\n", flush=True)
+            lines += section
+    if options.only is MEASURES:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write(options.output / "RESULTS.md", lines)
+        charts.draw(MEASURES, tables, options.output)
 
 
-def chart(table: dict[str, dict[str, list[float]]], path: Path) -> None:
-    """Draw what a call costs its caller."""
-    from matplotlib.figure import Figure
+def installed(name: str) -> str | None:
+    """Return the version of a distribution."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axes = figure.subplots()
-    names = list(table)
-    costs = [statistics.median(table[name]["µs a call"]) for name in names]
-    colors = ["tab:orange" if name.startswith("ours") else "tab:gray" for name in names]
-    bars = axes.barh([TITLES[name] for name in names], costs, color=colors)
-    axes.bar_label(bars, [f" {cost:.1f}" for cost in costs])
-    axes.set_xscale("log")
-    axes.set_xlabel("µs that a call costs its caller in a burst (log scale)")
-    axes.set_title(f"CPython {platform.python_version()}")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+
+def contend(folder: Path, quick: bool, key: str, name: str) -> Outcome:
+    """Run one contender in the environment that it needs."""
+    measure = MEASURES[key]
+    number = (measure.few if quick else measure.number) // (10 if name in measure.tenth else 1)
+    script, function = str(HERE / f"{measure.script}.py"), measure.function or key
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    env |= {"PYTHONPATH": str(HERE.parent), "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    python = sys.executable
+    if name == INDEX:
+        del env["PYTHONPATH"]
+        python = index_python(folder / "index")
+    return run([python, script, name, function, str(number)], env)
+
+
+def index_python(folder: Path) -> str:
+    """Return the Python of an environment with the index's background, if it can be installed."""
+    python = str(folder / "bin" / "python")
+    with installing:
+        if not folder.exists():
+            subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+            install = [python, "-m", "pip", "install", "--quiet", "background==0.2.1"]
+            subprocess.run(install, check=False)
+    return python
+
+
+def write(path: Path, lines: list[str]) -> None:
+    """Write this Python's section of the results; leave those of others as they are."""
+    header = (
+        "# Measured\n\n`python -m benchmarks` writes this; one section for each CPython. The "
+        "charts are those of the last one.\n\n"
+        "![What a call costs](calls.png)\n![Training loops](loops.png)\n![Growth](growth.png)\n"
+    )
+    before = path.read_text("utf-8") if path.exists() else ""
+    others = [
+        section
+        for section in before.split("\n## ")[1:]
+        if section.split("\n")[0] != lines[0].removeprefix("## ")
+    ]
+    sections = sorted([*others, "\n".join(lines).removeprefix("## ")])
+    path.write_text(header + "".join("\n## " + s.rstrip("\n") + "\n" for s in sections), "utf-8")
 
 
 if __name__ == "__main__":
