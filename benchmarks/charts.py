@@ -4,6 +4,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from benchmarks.measures import MEASURES
 from benchmarks.running import Measure, Table, columns, median
 
 LOOPS = ["loop", "computing", "figures", "pages", "events"]
@@ -15,13 +16,13 @@ GROWTH = {
 COLORS = {"ours": "tab:orange", "ours_uncollected": "tab:red", "thread_pool": "tab:blue"}
 
 
-def draw(measures: dict[str, Measure], tables: dict[str, Table], folder: Path) -> None:
+def draw(tables: dict[str, Table], folder: Path) -> None:
     """Draw what a call costs, what plots cost a loop, and how the cost grows."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    bars(axes, measures["burst"], tables["burst"], 1)
+    bars(axes, MEASURES["burst"], tables["burst"], 1)
     axes.set(xscale="log", xlabel="µs that a call costs its caller in a burst (log scale)")
     save(figure, folder / "calls.png")
 
@@ -29,16 +30,16 @@ def draw(measures: dict[str, Measure], tables: dict[str, Table], folder: Path) -
     heights = [len(tables[key]) for key in LOOPS]
     for axes, key in zip(figure.subplots(len(LOOPS), height_ratios=heights), LOOPS, strict=True):
         bare = median(tables[key], "nothing", columns(tables[key])[0])
-        bars(axes, measures[key], tables[key], bare or 1)
+        bars(axes, MEASURES[key], tables[key], bare or 1)
         axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_xlabel(f"{measures[key].title}; its time without plots is 1", loc="right")
+        axes.set_xlabel(f"{MEASURES[key].title}; its time without plots is 1", loc="right")
     save(figure, folder / "loops.png")
 
     figure = Figure(figsize=(12, 4), layout="constrained")
     for axes, (key, label) in zip(figure.subplots(1, len(GROWTH)), GROWTH.items(), strict=True):
-        curves(axes, measures[key], tables[key], "-")
+        curves(axes, MEASURES[key], tables[key], "-")
         if key == "growing_workers":
-            curves(axes, measures[key], tables["growing_drained"], "--")
+            curves(axes, MEASURES[key], tables["growing_drained"], "--")
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="µs a call")
     figure.axes[0].legend(fontsize="small")
     save(figure, folder / "growth.png")

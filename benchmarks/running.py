@@ -94,8 +94,7 @@ def lay_out(measure: Measure, table: Table) -> list[str]:
         lines.append(row([measure.contenders[name], *cells]))
     below = [measure.text] if measure.text else []
     if measure.base:
-        which = f"{keys[0]} " if len(keys) > 1 else ""
-        below.append(f"The ratio is {which}to {measure.contenders[measure.base]}.")
+        below.append(f"Ratio: {keys[0]}, to {measure.contenders[measure.base]}.")
     lines += ["", " ".join(below)] if below else []
     reaches = []
     for key, name, rival, reach in measure.reaches:
@@ -119,6 +118,7 @@ def show(outcomes: list[Outcome], key: str) -> str:
         return str(said) if times == len(outcomes) else f"{said} ({times} of {len(outcomes)})"
     middle = statistics.median(found)
     digits = 0 if middle >= 100 or all(figure == int(figure) for figure in found) else 2
-    if min(found) == max(found):
-        return f"{middle:,.{digits}f}"
-    return f"{middle:,.{digits}f} ({min(found):,.{digits}f} to {max(found):,.{digits}f})"
+    text = f"{middle:,.{digits}f}"
+    if min(found) < max(found):
+        text += f" ({min(found):,.{digits}f} to {max(found):,.{digits}f})"
+    return text + (f", in {len(found)} rounds" if len(found) < len(outcomes) else "")
