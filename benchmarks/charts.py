@@ -41,7 +41,7 @@ def draw(tables: dict[str, Table], folder: Path) -> None:
         if key == "growing_workers":
             curves(axes, MEASURES[key], tables["growing_drained"], "--")
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="µs a call")
-    figure.axes[0].legend(fontsize="small")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     save(figure, folder / "growth.png")
 
 
