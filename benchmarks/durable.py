@@ -1,10 +1,10 @@
-"""Measure durable queues side by side: `python -m benchmarks.durable`.
+"""Measure durable queues: what a call costs, and what becomes of it when its worker dies.
 
-Each contender runs in processes of its own; the rivals are installed into an environment of
-their own. Its file `durable_calls.py` is what they all call.
+Run as `python durable.py NAME MEASURE NUMBER`; see `measuring`. Who puts calls and who runs
+them are processes of their own.
 """
 
-import argparse
+import importlib
 import json
 import os
 import signal
@@ -14,12 +14,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).parent
-RIVALS = ["huey==3.5.4", "persist-queue==1.1.0", "litequeue==0.9"]
-NAMES = ["ours", "huey", "persist-queue", "litequeue"]
+from measuring import Figures, main
+
+LEASE = 5  # seconds after which litequeue takes a worker for dead
+MODULES = {
+    "ours": "background",
+    "huey": "huey",
+    "persist-queue": "persistqueue",
+    "litequeue": "litequeue",
+}
 
 # What a producer puts and a worker runs, in each queue's own words: (put, work). `work` runs
 # calls until it is killed.
@@ -85,13 +91,18 @@ queue = LiteQueue(folder + "/queue")
 def put(*args):
     queue.put(base64.b64encode(pickle.dumps(args)).decode())
 def work():
+    looked = time.monotonic()
     while True:
         message = queue.pop()
         if message is None:
             time.sleep(0.01)
+            if hasattr(queue, "retry_expired") and time.monotonic() > looked + 1:
+                queue.retry_expired(threshold_seconds=LEASE)  # since its version 0.13
+                looked = time.monotonic()
             continue
         calls.call(*pickle.loads(base64.b64decode(message.data)))
-        queue.done(message.message_id)
+        claim = {"claim_id": message.claim_id} if hasattr(message, "claim_id") else {}
+        queue.done(message.message_id, **claim)
 """,
 }
 PUT = """
@@ -119,30 +130,32 @@ import calls
 
 
 class Queue:
-    """One contender in a folder of its own."""
+    """One contender, and a folder of its own for each measurement."""
 
-    def __init__(self, python: str, name: str) -> None:
-        self.python, self.name = python, name
-        self.folder = tempfile.mkdtemp()
+    def __init__(self, name: str) -> None:
+        importlib.import_module(MODULES[name])
+        self.name = name
+        self.anew()
+
+    def anew(self) -> None:
+        self.place = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.folder = self.place.name
         Path(self.folder, "calls.py").write_text(CALLS)
-        self.log = self.folder + "/log"
+        self.log = Path(self.folder, "log")
+        self.log.touch()
         self.workers: list[subprocess.Popen[bytes]] = []
 
-    def start(self, code: str, *arguments: str) -> subprocess.Popen[bytes]:
-        env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-        if self.name != "ours":
-            del env["PYTHONPATH"]
+    def start(self, code: str, *arguments: object) -> subprocess.Popen[bytes]:
+        code = HEAD + f"LEASE = {LEASE}" + QUEUES[self.name] + code
         return subprocess.Popen(
-            [self.python, "-c", HEAD + QUEUES[self.name] + code, self.folder, *arguments],
-            env=env,
+            [sys.executable, "-c", code, self.folder, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
         )
 
-    def put(self, numbers: list[tuple[str, float]], log: bool = True) -> tuple[list[float], int]:
+    def put(self, numbers: list[tuple[str, float]]) -> tuple[list[float], int]:
         """Make calls in a process of its own; return what each took, and how many failed."""
-        process = self.start(PUT, self.log if log else "", json.dumps(numbers))
+        process = self.start(PUT, self.log, json.dumps(numbers))
         out, _ = process.communicate(timeout=300)
         times, errors = json.loads(out)
         return times, errors
@@ -152,9 +165,7 @@ class Queue:
         return self.workers[-1]
 
     def lines(self) -> list[list[str]]:
-        if not os.path.exists(self.log):
-            return []
-        return [line.split() for line in Path(self.log).read_text().splitlines()]
+        return [line.split() for line in self.log.read_text().splitlines()]
 
     def wait(self, condition: Callable[[list[list[str]]], object], seconds: float) -> bool:
         end = time.monotonic() + seconds
@@ -168,14 +179,13 @@ class Queue:
         for worker in self.workers:
             if worker.poll() is None:
                 worker.terminate()
-                try:
+                with suppress(subprocess.TimeoutExpired):
                     worker.communicate(timeout=3)
-                except subprocess.TimeoutExpired:
-                    worker.kill()
+                worker.kill()
             worker.communicate()
 
 
-def costs(queue: Queue, number: int) -> dict[str, float]:
+def costs(queue: Queue, number: int) -> Figures:
     """Return what a call costs while a worker drains, the idle latency, the drained calls."""
     queue.put([("first", 0)])
     queue.work()
@@ -204,96 +214,62 @@ def costs(queue: Queue, number: int) -> dict[str, float]:
     }
 
 
-def kills(python: str, name: str) -> dict[str, str]:
+def killed(queue: Queue, seconds: int) -> Figures:
     """Return what becomes of a call whose worker is killed, and of one that kills its worker."""
-    said = {}
-    queue = Queue(python, name)
     queue.put([("slow", 0), ("next", 0)])
-    first = queue.work()
+    worker = queue.work()
     assert queue.wait(lambda lines: lines, 30)
-    victims = [first.pid]
-    if name == "ours":  # the worker, not its supervisor, which has the other one's part
-        children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text()
+    victims = [worker.pid]
+    if queue.name == "ours":  # the worker, not its supervisor, which has the other one's part
+        children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text()
         victims = [int(pid) for pid in children.split()]
-    killed = time.time()
+    before = time.time()
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    if name != "ours":
+    if queue.name != "ours":
         queue.work()
-    again = queue.wait(lambda lines: sum(line[0] == "slow" for line in lines) > 1, 12)
+    again = queue.wait(lambda lines: sum(line[0] == "slow" for line in lines) > 1, seconds)
     stamps = [float(line[1]) for line in queue.lines() if line[0] == "slow"]
-    said["its worker is killed"] = (
-        f"run again after {stamps[1] - killed:.2f} s" if again else "lost: not run again in 12 s"
-    )
     queue.stop()
-    queue = Queue(python, name)
+
+    queue.anew()
     queue.put([("poison", 0), ("next", 0)])
-    worker = queue.work()
     for _ in range(20):  # a supervisor's part, for those who bring none
-        if queue.wait(lambda lines: any(line[0] == "next" for line in lines), 1.5):
+        gone = queue.work().poll
+        queue.wait(lambda lines, gone=gone: served(lines) or gone() is not None, seconds)
+        if served(queue.lines()):
             break
-        if worker.poll() is not None:
-            worker = queue.work()
-    tried = sum(line[0] == "poison" for line in queue.lines())
-    served = any(line[0] == "next" for line in queue.lines())
-    said["it kills its worker"] = (
-        f"tried {tried} times; the next call {'ran' if served else 'never ran'}"
-    )
+    lines = queue.lines()
+    tried = sum(line[0] == "poison" for line in lines)
     queue.stop()
-    queue = Queue(python, name)
-    number = 2000
+    return {
+        "its worker is killed": (
+            f"run again after {stamps[1] - before:.2f} s"
+            if again
+            else f"lost: not run again in {seconds} s"
+        ),
+        "it kills its worker": (
+            f"tried {tried} time{'s' * (tried != 1)}; "
+            f"the next call {'ran' if served(lines) else 'never ran'}"
+        ),
+    }
+
+
+def served(lines: list[list[str]]) -> bool:
+    return any(line[0] == "next" for line in lines)
+
+
+def shared(queue: Queue, number: int) -> Figures:
+    """Return how often two workers together ran a call twice or not at all."""
     queue.put([(str(i), 0) for i in range(number)])
     for _ in range(2):
         queue.work()
     queue.wait(lambda lines: len({line[0] for line in lines}) == number, 60)
     time.sleep(0.5)  # for those who run one twice
     ran = [line[0] for line in queue.lines()]
-    said["two workers, 2,000 calls"] = (
-        f"{len(ran) - len(set(ran))} run twice, {number - len(set(ran))} not run"
-    )
     queue.stop()
-    return said
-
-
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    keys = list(next(iter(rows.values())))
-    lines = ["| | " + " | ".join(keys) + " |", "|---" * (len(keys) + 1) + "|"]
-    for name, cells in rows.items():
-        shown = [
-            f"{cell:,.2f}"
-            if isinstance(cell, float) and cell < 100
-            else f"{cell:,.0f}"
-            if isinstance(cell, float | int)
-            else cell
-            for cell in (cells[key] for key in keys)
-        ]
-        lines.append(f"| {name} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Measure, and print the tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.durable", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one small round, to see that it runs")
-    options = parser.parse_args()
-    rounds, number = (1, 300) if options.quick else (3, 5000)
-    with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        rival = str(Path(folder, "bin", "python"))
-        install = [rival, "-m", "pip", "install", "--quiet", *RIVALS]
-        subprocess.run(install, check=True)
-        measured: dict[str, list[dict[str, float]]] = {name: [] for name in NAMES}
-        for _ in range(rounds):
-            for name in NAMES:  # in turn, so that noise hits all
-                python = sys.executable if name == "ours" else rival
-                measured[name].append(costs(Queue(python, name), number))
-        said = {name: kills(sys.executable if name == "ours" else rival, name) for name in NAMES}
-    medians = {
-        name: {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-        for name, rows in measured.items()
-    }
-    print(table(medians), table(said), sep="\n\n")
+    return {"run twice": len(ran) - len(set(ran)), "not run": number - len(set(ran))}
 
 
 if __name__ == "__main__":
-    main()
+    main(Queue, costs, killed, shared)

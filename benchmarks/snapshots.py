@@ -1,15 +1,16 @@
 """Measure `snapshot` beside `copy.deepcopy`, and arrays beside their own `copy`.
 
-Run as `python snapshots.py ROUNDS`; prints the figures as JSON, in microseconds a copy.
+Run as `python snapshots.py NAME snapshots NUMBER`, where the number is that of the milliseconds
+to spend on each case; see `measuring`.
 """
 
 import copy
-import json
 import random
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
+
+from measuring import Figures, main
 
 
 def cases() -> dict[str, Any]:
@@ -30,6 +31,19 @@ def cases() -> dict[str, Any]:
     }
 
 
+def way(name: str) -> Callable[[Any], object]:
+    """Return a way to copy."""
+    if name == "snapshot":
+        from background import snapshot
+
+        return snapshot
+    return copy.deepcopy if name == "deepcopy" else copy_array
+
+
+def copy_array(value: Any) -> object:
+    return value.copy()
+
+
 def cost(function: Callable[[Any], object], value: Any, times: int) -> float:
     """Return the microseconds of one call."""
     start = time.perf_counter()
@@ -38,26 +52,17 @@ def cost(function: Callable[[Any], object], value: Any, times: int) -> float:
     return (time.perf_counter() - start) / times * 1e6
 
 
-def main() -> None:
-    """Measure all in turn, so that noise hits all."""
-    from background import snapshot
-
-    rounds = int(sys.argv[1])
-    figures: dict[str, dict[str, list[float]]] = {}
+def snapshots(function: Callable[[Any], object], milliseconds: int) -> Figures:
+    """Return the microseconds of a copy of each case."""
+    figures: Figures = {}
     for case, value in cases().items():
-        ways: dict[str, Callable[[Any], object]] = {
-            "snapshot": snapshot,
-            "copy.deepcopy": copy.deepcopy,
-        }
-        if case.startswith("array"):
-            ways["array.copy"] = lambda array: array.copy()
-        times = max(1, int(20_000 / cost(copy.deepcopy, value, 3)))  # some 20 ms
-        for _ in range(rounds):
-            for way, function in ways.items():
-                row = figures.setdefault(case, {}).setdefault(way, [])
-                row.append(cost(function, value, times))
-    print(json.dumps(figures))
+        if function is copy_array and not case.startswith("array"):
+            figures[case] = ""
+            continue
+        times = max(1, int(milliseconds * 1e3 / cost(function, value, 3)))
+        figures[case] = cost(function, value, times)
+    return figures
 
 
 if __name__ == "__main__":
-    main()
+    main(way, snapshots)
