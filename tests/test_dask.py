@@ -24,7 +24,7 @@ pytest.importorskip("distributed")
 import dask
 from distributed import Client, LocalCluster
 
-LIMIT = 60
+LIMIT = 120
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from typing import Any
 
 import durable_calls as calls
 import pytest
-from conftest import Log
+from conftest import GIL, Log
 
 import background as package
-from background import SQLiteExecutor, WorkerDied, _durable_worker, _store, flush, stats
+from background import SQLiteExecutor, WorkerDied, _call, _durable_worker, _store, flush, stats
 from background._executors import sqlite
 from background._store import SUPERVISOR, Life, Store, StoreError
 
@@ -472,6 +472,23 @@ def test_full_synchronisation(file: Path) -> None:
     for synchronous, number in (("NORMAL", 1), ("FULL", 2)):
         with SQLiteExecutor(file, synchronous=synchronous, start_worker=False) as executor:
             assert executor._desk.store._do("PRAGMA synchronous").rows == [(number,)]
+
+
+@pytest.mark.skipif(not GIL, reason="a future dies later, and nothing says when")
+def test_a_dropped_failure_is_logged_before_flush_returns(
+    executor: SQLiteExecutor, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E1: nobody holds a failed call any more when those who wait for it are woken."""
+    logged: list[int] = []
+
+    def let_go(*args: Any) -> None:
+        logged.append(len(log.errors))
+        _call.let_go(*args)
+
+    monkeypatch.setattr(sqlite, "let_go", let_go)
+    executor.submit(calls.fail, "no")
+    flush(60)
+    assert logged == [1]
 
 
 # -- Workers -------------------------------------------------------------------------------

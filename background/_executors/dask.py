@@ -356,7 +356,9 @@ class Cluster:
                 "worker_kwargs": {
                     "host": "127.0.0.1",
                     "nthreads": 1,
-                    "death_timeout": 5,  # seconds without a scheduler
+                    # Seconds without a scheduler, and for a worker to start: on a busy machine
+                    # some take 10.
+                    "death_timeout": 60,
                     "silence_logs": quiet,
                 }
             },
@@ -375,5 +377,12 @@ class Cluster:
     def close(self) -> None:
         """End the workers; what they still run is lost."""
         atexit.unregister(self.close)
-        self.client.close()
-        self.cluster.close()
+        # Dask would log, with tracebacks, the connections of what it closes first.
+        dask = logging.getLogger("distributed")
+        before = dask.level
+        dask.setLevel(logging.CRITICAL)
+        try:
+            self.client.close()
+            self.cluster.close()
+        finally:
+            dask.setLevel(before)

@@ -177,7 +177,6 @@ class Process:
         self.running = False
         self.directory = b""  # the one that it was told last
         self.channel: Channel | None = None
-        self.life: int | None = None  # a pipe that the process watches: it ends when this closes
 
     def run(self, data: bytes, copies: tuple[bytearray, ...]) -> Any:
         """Have a call run and return its result, or raise what it raised."""
@@ -251,9 +250,9 @@ class Process:
         return channel
 
     def launch(self) -> Channel:
-        with _starting:
+        with _forking:
             ours, theirs = socket.socketpair()
-            watched, self.life = os.pipe()
+            watched, life = os.pipe()  # which the process watches: it ends when this closes
             program = PROGRAM.format(
                 path=list(map(str, sys.path)),
                 argv=sys.argv,
@@ -271,7 +270,7 @@ class Process:
                 )
             except BaseException as error:
                 ours.close()
-                os.close(self.life)
+                os.close(life)
                 raise WorkerDied(
                     f"no worker process could be started for {running_call()}: {error}"
                 ) from error
@@ -281,15 +280,14 @@ class Process:
             self.pid, self.directory = popen.pid, b""
             popen.returncode = 0  # it is waited for below; Popen would warn of one that runs
             self.channel = Channel(ours)
-            _processes.add(self)
+            _open[self.channel] = life
             return self.channel
 
     def end(self, kill: bool = False) -> str:
         """End the process; return how it ended, in words."""
         channel, self.channel = self.channel, None
-        if channel is None or self.pid is None or self.life is None:
+        if channel is None or self.pid is None or channel not in _open:  # or it is the parent's
             return "has not started"
-        _processes.discard(self)
         if not kill:
             try:
                 channel.connection.shutdown(socket.SHUT_WR)
@@ -302,8 +300,9 @@ class Process:
         if kill:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-        channel.connection.close()
-        os.close(self.life)
+        with _forking:
+            channel.connection.close()
+            os.close(_open.pop(channel))
         try:
             self.exitcode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:  # the program waits for any child
@@ -316,31 +315,27 @@ class Process:
             name = signal.Signals(-self.exitcode).name
         return f"was killed by {name}"
 
-    def forget(self) -> None:
-        """Close what a forked child has of its parent's process."""
-        if self.channel is not None and self.life is not None:
-            os.close(self.channel.connection.detach())
-            os.close(self.life)
-            self.channel = None
-
 
 def running_call() -> str:
     call = this_thread().call
     return "a call" if call is None else describe(call)
 
 
-_processes: set[Process] = set()
-# Held while a process is started: a child forked at that moment would inherit a pipe of which
-# nobody knows yet, and keep the process alive when its program is gone.
-_starting = threading.Lock()
+_open: dict[Channel, int] = {}  # what the program has of its processes: a socket and a pipe each
+# Held while that changes: a child forked at that moment would inherit a pipe of which nobody
+# knows, and keep the process alive when its program is gone.
+_forking = threading.RLock()  # the thread that holds it may fork, in a signal handler
 
 
 def forget_processes() -> None:
-    while _processes:
-        _processes.pop().forget()
-    _starting.release()
+    """Close what a forked child has of its parent's processes."""
+    while _open:
+        channel, life = _open.popitem()
+        os.close(channel.connection.detach())
+        os.close(life)
+    _forking.release()
 
 
 os.register_at_fork(
-    before=_starting.acquire, after_in_parent=_starting.release, after_in_child=forget_processes
+    before=_forking.acquire, after_in_parent=_forking.release, after_in_child=forget_processes
 )

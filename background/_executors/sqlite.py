@@ -421,11 +421,15 @@ class Desk:
                 result = pickle.loads(outcome.outcome or b"")
         except BaseException as raised:  # unpickling runs code of the program's
             error = raised.with_traceback(None)
-        self.settle(call, here, result, error)
+        box = [call]
+        del call
+        self.settle(box, here, result, error)
 
     def settle(
-        self, call: Call[Any], here: Thread, result: Any, error: BaseException | None
+        self, box: list[Call[Any]], here: Thread, result: Any, error: BaseException | None
     ) -> None:
+        """End a call; it comes in a box so that nobody holds it when it is let go of."""
+        call = box.pop()
         call._start(here)
         if call.done():
             return
@@ -444,8 +448,9 @@ class Desk:
                     f"{describe(call)} is no longer in {self.path}: it was purged, or the file "
                     "was moved away"
                 )
-                self.settle(call, here, None, error)
-            del call
+                box = [call]
+                del call
+                self.settle(box, here, None, error)
 
     def fail_all(self, here: Thread, error: StoreError) -> None:
         """Fail all calls whose outcome can't be read."""
@@ -453,8 +458,9 @@ class Desk:
             call = self.calls.pop(number, None)
             if call is not None:
                 told = StoreError(f"the outcome of {describe(call)} can't be read: {error}")
-                self.settle(call, here, None, told)
-            del call
+                box = [call]
+                del call
+                self.settle(box, here, None, told)
 
 
 # -- Where a call is made ------------------------------------------------------------------
