@@ -64,6 +64,16 @@ def check_executor(executor: object) -> Executor:
     raise TypeError(f"executor must be a concurrent.futures.Executor, not {executor!r}{hint}")
 
 
+def check_seconds(name: str, value: float | None) -> None:
+    """Raise an error that says what to write, unless the value is a time to wait."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be seconds or None, not {value!r}")
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0 seconds, not {value!r}")
+
+
 class configure:
     """Set what holds for the whole program; as a context manager, until its block ends.
 
@@ -94,11 +104,8 @@ class configure:
     ) -> None:
         if executor is not self._KEEP:
             executor = check_executor(executor)
-        if exit_timeout not in (self._KEEP, None):
-            if isinstance(exit_timeout, bool) or not isinstance(exit_timeout, int | float):
-                raise TypeError(f"exit_timeout must be seconds or None, not {exit_timeout!r}")
-            if not exit_timeout >= 0:
-                raise ValueError(f"exit_timeout must be at least 0 seconds, not {exit_timeout!r}")
+        if exit_timeout is not self._KEEP:
+            check_seconds("exit_timeout", exit_timeout)
         if debug is not self._KEEP and not isinstance(debug, bool):
             raise TypeError(f"debug must be True or False, not {debug!r}")
         self._before = vars(settings).copy()
@@ -136,6 +143,7 @@ def flush(
         BackgroundError: with `check`, calls failed since the last `flush(check=True)` and
             nobody looked. Without it they are counted in one line of the log.
         RuntimeError: it was called from inside a background call, which would wait for itself.
+        TypeError, ValueError: an option is not what it should be; the message says what it is.
 
     Ctrl-C ends the wait alone; the calls go on.
 
@@ -145,6 +153,9 @@ def flush(
     >>> future.done()
     True
     """
+    check_seconds("timeout", timeout)
+    if not isinstance(check, bool):
+        raise TypeError(f"check must be True or False, not {check!r}")
     if not isinstance(progress, bool | None):
         raise TypeError(f"progress must be True, False or None, not {progress!r}")
     before = monotonic()
@@ -160,9 +171,12 @@ def flush(
         if not wait_and_tell(drain, deadline, "flush()", progress):
             calls = drain.calls()
             names = tuple(describe(call) for call in calls[:10])
+            what = f"{len(calls)} call{'s are' if len(calls) != 1 else ' is'} not done"
+            if not calls:  # they have ended just now, or a failure is being logged
+                what = "the end of a call is not done"
             raise FlushTimeout(
-                f"{len(calls)} calls are not done after {timeout} s: {', '.join(names[:3])}"
-                f"{', …' if len(calls) > 3 else ''}; they go on, flush again to wait for them",
+                f"{what} after {timeout} s{': ' if calls else ''}{', '.join(names[:3])}"
+                f"{', …' if len(calls) > 3 else ''}; flush again to go on waiting",
                 len(calls),
                 names,
             )

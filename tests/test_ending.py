@@ -1,6 +1,7 @@
 """The chapter Waiting and ending of the contract."""
 
 import copy
+import math
 import os
 import signal
 import subprocess
@@ -606,6 +607,24 @@ def test_configure_refuses(bad: dict[str, Any]) -> None:
         configure(exit_timeout=-1)
     with pytest.raises(ValueError):
         ThreadExecutor(0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        ({"timeout": "3"}, TypeError),
+        ({"timeout": True}, TypeError),
+        ({"timeout": math.nan}, ValueError),
+        ({"timeout": -1}, ValueError),
+        ({"check": "no"}, TypeError),
+        ({"progress": 1}, TypeError),
+    ],
+)
+def test_flush_refuses(bad: dict[str, Any], error: type[Exception]) -> None:
+    """D3: a wrong option of flush is an error that says what it must be."""
+    (name,) = bad
+    with pytest.raises(error, match=f"^{name} must be "):
+        flush(**bad)
 
 
 def test_stats(held: Held) -> None:
