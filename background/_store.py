@@ -23,8 +23,15 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 __all__ = [
-    *("SOMEBODY", "SUPERVISOR", "Claim", "Life", "Outcome", "Store", "StoreError"),
-    *("StoredCall", "token"),
+    "SOMEBODY",
+    "SUPERVISOR",
+    "Claim",
+    "Life",
+    "Outcome",
+    "Store",
+    "StoreError",
+    "StoredCall",
+    "token",
 ]
 
 FORMAT = 1
