@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,3 +45,10 @@ def test_the_docstrings(name: str) -> None:
 def test_the_face_is_documented() -> None:
     """Each public name has a docstring."""
     assert all(getattr(background, name).__doc__ for name in background.__all__)
+
+
+def test_help_knows_every_name() -> None:
+    """`help(background)` and completion show all public names, those too that load late."""
+    code = "import background; print(set(background.__all__) - set(dir(background)))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout == "set()\n"
