@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from background._pickling import pack_error, pack_result, unpack_call
-from background._store import SOMEBODY, SUPERVISOR, Claim, Life, Store, StoreError, token
+from background._store import SHARED, SOMEBODY, SUPERVISOR, Claim, Life, Store, StoreError, token
 from background._worker import run
 
 __all__ = ["Worker", "command", "log_of", "supervise", "worker_of"]
@@ -76,7 +76,7 @@ def supervise(
     """
     store, life = Store(path, synchronous, 1000), Life(path)
     store.waits()  # a file that is of no use is an error now
-    for byte in (SUPERVISOR, SOMEBODY):
+    for byte in SHARED:
         life.hold(byte)
     with contextlib.suppress(OSError):
         # Whoever started this program had locked the log, so that nobody starts another one
@@ -132,12 +132,12 @@ def supervise(
             continue
         # First off the list, then a last look: who makes a call first writes it, then looks
         # whether somebody is on the list. So one of the two sees the other.
-        for byte in (SUPERVISOR, SOMEBODY):
+        for byte in SHARED:
             life.drop(byte)
         if stops or not (store.waits() or store.orphans(life)):
             store.close()
             return code
-        for byte in (SUPERVISOR, SOMEBODY):
+        for byte in SHARED:
             life.hold(byte)
         wanted = workers
 

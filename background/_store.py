@@ -23,6 +23,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 __all__ = [
+    "SHARED",
     "SOMEBODY",
     "SUPERVISOR",
     "Claim",
@@ -612,7 +613,7 @@ def explain(error: Exception, path: str) -> StoreError:
 
 SUPERVISOR = 0  # the byte that every supervisor shares
 SOMEBODY = 1  # the byte that every worker and every supervisor shares
-SHARED = (SUPERVISOR, SOMEBODY)
+SHARED = (SUPERVISOR, SOMEBODY)  # what a supervisor holds
 
 
 class Life:

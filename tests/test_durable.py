@@ -848,17 +848,20 @@ def make_foreign(file: Path) -> None:
     connection.close()
 
 
-def make_newer(file: Path) -> None:
+def make_empty(file: Path) -> None:
     with SQLiteExecutor(file, start_worker=False) as executor:
         executor.calls()
+
+
+def make_newer(file: Path) -> None:
+    make_empty(file)
     connection = sqlite3.connect(file)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
 
 
 def make_truncated(file: Path) -> None:
-    with SQLiteExecutor(file, start_worker=False) as executor:
-        executor.calls()
+    make_empty(file)
     os.truncate(file, 5000)
 
 

@@ -396,14 +396,22 @@ class Desk:
                 self.see_to_worker()
                 self.miss(here)
 
+    def take(self, number: int) -> list[Call[Any]]:
+        """Take a call off the desk; it is in the list if it was there, and held by that alone.
+
+        So nobody holds it any more when it is let go of.
+        """
+        with self.taking:
+            call = self.calls.pop(number, None)
+        return [] if call is None else [call]
+
     def end(self, outcome: Outcome, here: Thread) -> None:
         """End a call as it ended in the file."""
-        with self.taking:
-            call = self.calls.pop(outcome.number, None)
-        if call is None:
+        box = self.take(outcome.number)
+        if not box:
             return
         if outcome.state == "cancelled":
-            if call._retract():
+            if box.pop()._retract():
                 here.cancelled += 1
             return
         result: Any = None
@@ -411,9 +419,10 @@ class Desk:
         try:
             if outcome.state == "dead":
                 error = WorkerDied(
-                    f"{describe(call)} was running when its worker was killed, {outcome.attempts} "
-                    f"times: it won't be tried again, but for `python -m background retry "
-                    f"{self.path} {outcome.id}`; {log_of(self.path)} may say more"
+                    f"{describe(box[0])} was running when its worker was killed, "
+                    f"{outcome.attempts} times: it won't be tried again, but for "
+                    f"`python -m background retry {self.path} {outcome.id}`; "
+                    f"{log_of(self.path)} may say more"
                 )
             elif outcome.state == "failed":
                 error = unpack_error(outcome.outcome or b"", "The traceback in the worker")
@@ -421,14 +430,12 @@ class Desk:
                 result = pickle.loads(outcome.outcome or b"")
         except BaseException as raised:  # unpickling runs code of the program's
             error = raised.with_traceback(None)
-        box = [call]
-        del call
         self.settle(box, here, result, error)
 
     def settle(
         self, box: list[Call[Any]], here: Thread, result: Any, error: BaseException | None
     ) -> None:
-        """End a call; it comes in a box so that nobody holds it when it is let go of."""
+        """End a call that was taken."""
         call = box.pop()
         call._start(here)
         if call.done():
@@ -442,24 +449,18 @@ class Desk:
         tickets = [call._kwargs for call in itertools.islice(list(self.calls.values()), 100)]
         numbers = {ticket.key: ticket.number for ticket in tickets if type(ticket) is Ticket}
         for key in self.store.gone(list(numbers)):
-            call = self.calls.pop(numbers[key], None)
-            if call is not None:
+            if box := self.take(numbers[key]):
                 error = RuntimeError(
-                    f"{describe(call)} is no longer in {self.path}: it was purged, or the file "
+                    f"{describe(box[0])} is no longer in {self.path}: it was purged, or the file "
                     "was moved away"
                 )
-                box = [call]
-                del call
                 self.settle(box, here, None, error)
 
     def fail_all(self, here: Thread, error: StoreError) -> None:
         """Fail all calls whose outcome can't be read."""
         for number in list(self.calls):
-            call = self.calls.pop(number, None)
-            if call is not None:
-                told = StoreError(f"the outcome of {describe(call)} can't be read: {error}")
-                box = [call]
-                del call
+            if box := self.take(number):
+                told = StoreError(f"the outcome of {describe(box[0])} can't be read: {error}")
                 self.settle(box, here, None, told)
 
 
