@@ -10,8 +10,6 @@ who want the last one exactly the first in the dict gets it; to give a place bac
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -21,22 +19,21 @@ from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
 from background._call import (
-    CANCELLED,
     Call,
     Executor,
+    Shared,
     Thread,
     describe,
-    let_go,
     logger,
     pending,
+    put,
     this_thread,
     waiting,
-    watchers,
 )
 from background._errors import BacklogFull
 from background._runtime import PATIENCE, standing
 
-__all__ = ["Backlog", "Overflow", "check_bound"]
+__all__ = ["Backlog", "Overflow", "check_bound", "put_bounded"]
 
 T = TypeVar("T")
 Overflow = Literal["block", "drop_oldest", "drop_newest", "raise"]
@@ -74,10 +71,14 @@ class BoundedCall(Call[T]):
             self._backlog.leave(self)
         return args
 
-    def _settle(self, here: Thread, state: str) -> threading.Condition | None:
+    def _settle(self, here: Thread, state: str) -> Shared | None:
         condition = super()._settle(here, state)
         self._backlog.leave(self)
         return condition
+
+    def _abandon(self, here: Thread, error: BaseException | None) -> None:
+        super()._abandon(here, error)
+        self._backlog.leave(self)
 
 
 class Waiter:
@@ -97,55 +98,18 @@ class Backlog:
         self.max_pending = max_pending
         self.overflow = overflow
         self.calls: dict[Call[Any], None] = {}
-        self.line: deque[Waiter] = deque()  # who is held up, in the order in which they came
+        self.line: list[Waiter] = []  # who is held up, in the order in which they came
         _backlogs.add(self)
 
-    def put(
-        self,
-        executor: Executor,
-        function: Callable[..., T],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None,
-        frame: FrameType,
-    ) -> Call[T]:
-        """Make a call, as `_call.put` does, once there is a place for it."""
-        call = BoundedCall(executor, function, kwargs, frame)
+    def call(self) -> Call[Any]:
+        call: BoundedCall[Any] = BoundedCall()
         call._backlog = self
-        here = this_thread()
-        outer = here.making
-        try:
-            here.making = call
-            if self._enter(call, here, outer):
-                if executor._packs:
-                    args = executor._pack(call, args)
-                elif watchers:
-                    watchers[0](call, args)
-                pending[call] = None
-                waiting[call] = args
-                if self.overflow == "drop_oldest":
-                    self.calls[call] = None
-                executor._accept(call)
-                if self.overflow == "drop_oldest":
-                    self._trim(here)
-            else:
-                call._owner = here
-                let_go(here, call._settle(here, CANCELLED))
-                here.dropped += 1
-        except BaseException:
-            call._retract()  # unless somebody took it already: then it runs
-            self.leave(call)
-            raise
-        finally:
-            here.making = outer
-        if call._error is None:
-            return call
-        # It failed on this thread: its traceback keeps this frame, which must not keep the future.
-        box = [call]
-        del call
-        return box.pop()
+        return call
 
-    def _enter(self, call: Call[Any], here: Thread, outer: Call[Any] | None) -> bool:
-        """Give the call a place, after waiting for it; return False if it is to be dropped."""
+    def enter(self, call: Call[Any]) -> bool:
+        """Give the call a place, after waiting for it; return False if it was dropped."""
+        here = this_thread()
+        outer, here.making = here.making, call
         if self.overflow == "drop_oldest" or (not self.line and self._try(call)):
             return True
         if self.overflow == "block":
@@ -166,7 +130,15 @@ class Backlog:
                 describe(call).partition("(…)")[0],
                 self.max_pending,
             )
+        waiting[call] = ()
+        call._drop()  # its executor never had it
+        here.dropped += 1
         return False
+
+    def entered(self, call: Call[Any]) -> None:
+        # A place that may be taken away is one of a call that can be.
+        if self.overflow == "drop_oldest":
+            self.calls[call] = None
 
     def _try(self, call: Call[Any]) -> bool:
         """Give the call a place if there is one."""
@@ -204,16 +176,25 @@ class Backlog:
                     self._tell(call, monotonic() - start)
                     patience *= 10
         finally:
-            if not mine:
-                with suppress(ValueError):
+            # No function of Python's before both steps: Ctrl-C would strike at its start, and
+            # whoever stands in line would wait behind a waiter that is gone.
+            try:
+                if not mine:
                     self.line.remove(waiter)
-            self._ring()
+            except ValueError:  # in the child of a fork, which is in no line
+                pass
+            finally:
+                for first in self.line[:1]:
+                    first.bell.put(None)
             here.blocked += monotonic() - start
-        call._born = call._since = monotonic()  # it is made only now
+        now = monotonic()  # it is made only now, unless a call makes it
+        if call._born == call._since:
+            call._born = now
+        call._since = now
 
     def _is_first(self, waiter: Waiter) -> bool:
         # In the child of a fork, which is in no line, everybody is the first.
-        return waiter in list(self.line)[:1] or waiter not in self.line
+        return waiter in self.line[:1] or waiter not in self.line
 
     def leave(self, call: Call[Any]) -> None:
         """Give back the place of a call that does not wait any more."""
@@ -225,7 +206,7 @@ class Backlog:
         with suppress(IndexError):
             self.line[0].bell.put(None)
 
-    def _trim(self, here: Thread) -> None:
+    def trim(self) -> None:
         """Cancel the oldest calls beyond the bound."""
         while True:
             try:
@@ -238,7 +219,7 @@ class Backlog:
             if len(self.calls) <= self.max_pending:
                 return
             if oldest._executor._revoke(oldest) and oldest._retract():
-                here.dropped += 1
+                this_thread().dropped += 1
             self.leave(oldest)  # if it could not be taken, it starts just now
 
     def _tell(self, call: Call[Any], seconds: float) -> None:
@@ -253,6 +234,30 @@ class Backlog:
                 describe(first),
                 standing(first),
             )
+
+
+def put_bounded(
+    executor: Executor,
+    function: Callable[..., T],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None,
+    frame: FrameType,
+    backlog: Backlog,
+) -> Call[T]:
+    """Make a call, as `put` does, once there is a place for it."""
+    here = this_thread()
+    outer = here.making
+    try:
+        # No local variable holds it: as in `put`.
+        return put(executor, function, args, kwargs, frame, backlog)
+    except BaseException:
+        if here.making is not None and here.making is not outer:
+            backlog.leave(here.making)
+        raise
+    finally:
+        here.making = outer
+        if backlog.overflow == "drop_oldest":
+            backlog.trim()
 
 
 _backlogs: WeakSet[Backlog] = WeakSet()

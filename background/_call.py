@@ -1,8 +1,9 @@
 """One call and its Future, and the ledger of the calls that are not done.
 
 A call is made by `put`, which writes it into the ledger and hands it to an executor. From
-there exactly one thread may take it (`Call._take`): a worker to run it, a thread that waits
-for it, or `cancel`. Whoever took it ends it, once, by `Call._end`.
+there exactly one thread may take it, out of `waiting`: a worker to run it or a thread that
+waits for it (`Call._start`), or `cancel` (`Call._retract`). Whoever took it ends it, once
+(`Call._settle`).
 
 Nothing here is guarded by a lock. Callers run in signal handlers, in `__del__` and under
 the locks of others, where a lock of ours could be held by the very code that was
@@ -30,26 +31,30 @@ from itertools import islice
 from queue import Empty, SimpleQueue
 from time import monotonic, thread_time
 from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 __all__ = [
     "RUNNING",
+    "Bound",
     "Call",
     "Drain",
     "Executor",
     "Future",
+    "Shared",
     "Thread",
     "bury",
     "describe",
     "drains",
     "end_late",
     "failures",
+    "innermost",
     "log_unseen",
     "logger",
     "own_files",
     "pending",
     "put",
     "run_here",
+    "stand_in",
     "start_afresh",
     "this_thread",
     "threads",
@@ -104,15 +109,17 @@ class Future(concurrent.futures.Future[T]):
                 yield from woken
             finally:  # a wait that was cancelled leaves nothing behind
                 with suppress(AttributeError, ValueError):
-                    cast(Any, self)._callbacks.remove(tell)
+                    cast(Any, self)._shared.callbacks.remove(tell)
         try:
             return self.result()
         except CancelledError:
             raise asyncio.CancelledError from None
+        finally:
+            del self  # the traceback of a failure keeps this frame
 
 
 class Thread:
-    """What a thread has done for us and does now; written by that thread alone.
+    """What a thread has done for us and does now; written by that thread alone, but `nudged`.
 
     The counts are kept a thread each because `count += 1` on a shared number loses
     increments; `stats` adds them up.
@@ -130,6 +137,7 @@ class Thread:
         "looked",
         "making",
         "marked",
+        "nudged",
         "queue",
         "ran",
         "settling",
@@ -143,6 +151,7 @@ class Thread:
         self.call: Call[Any] | None = None  # the call that runs here now, the innermost one
         self.queue: object = None  # the queue whose worker this thread is
         self.waits_for: Call[Any] | None = None  # what the running call waits for
+        self.nudged = False  # whether to look once more who holds that up; set by others
         self.making: Call[Any] | None = None  # the bounded call that this thread makes now
         # Set from the moment at which a call leaves the ledger until this thread has let go
         # of it: the time at which that call was made. `flush` waits for it too, so that a
@@ -187,68 +196,70 @@ def this_thread() -> Thread:
     return threads.get(ident) or threads.setdefault(ident, Thread(ident))
 
 
+def nudge_all() -> None:
+    """Have the workers that wait for a call look once more who holds it up."""
+    for thread in list(threads.values()):
+        if (call := thread.waits_for) is not None:
+            thread.nudged = True
+            # Not `_share`, which may have to wait. Who has none yet sees the nudge before it waits.
+            if (condition := call._shared) is not None:
+                with condition:
+                    condition.notify_all()
+
+
+class Shared(threading.Condition):
+    """What those who wait for one call share: its condition, their waiters and callbacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiters: list[Any] = []  # the standard library's
+        self.callbacks: list[Callable[[Any], object]] = []
+
+
 class Call(Future[T]):
     """One call and its future, in one object: a call that waits costs no more than this.
 
     The fields of the standard future are slots here; its condition, waiters and callbacks
-    are made when somebody first asks for them, which for most calls is never.
+    are made when somebody first asks for them, which for most calls is never. `put` fills
+    them in.
     """
 
     __slots__ = (
         "_born",
-        "_callbacks",
         "_code",
         "_context",
         "_error",
         "_executor",
         "_function",
         "_kwargs",
-        "_lock",
         "_offset",
         "_owner",
         "_result",
+        "_shared",
         "_since",
         "_state",
-        "_waiting",
     )
+    _state: str
     _result: Any  # of type T
+    _error: BaseException | None
+    _shared: Shared | None
     _function: Any  # what to call; the name for messages once the call is done
+    _kwargs: Any  # a dict or None, or what `_pack` has put in its place
     _executor: Executor
     _context: Any  # of the caller; None once the call is done, like its arguments
-    _kwargs: Any
+    # The place of the call, turned into a line only if somebody asks. The frame itself would
+    # keep the caller's locals alive.
+    _code: CodeType
+    _offset: int
+    _owner: Thread | None  # the thread that runs it
+    _since: float  # in its state: waiting since, then running since
+    # When it was made. A call made by a call, or by the log of its failure, counts as made
+    # when that one was: who waits for the one waits for the other.
+    _born: float
 
-    def __init__(
-        self,
-        executor: Executor,
-        function: Callable[..., T],
-        kwargs: dict[str, Any] | None,
-        frame: FrameType,
-    ) -> None:
-        # Not super().__init__(): it makes the condition and its lock, most of a future's cost.
-        self._state = PENDING
-        self._error: BaseException | None = None
-        self._lock: threading.Condition | None = None
-        self._waiting: list[Any] | None = None
-        self._callbacks: list[Callable[[Any], object]] | None = None
-        self._function = function
-        self._kwargs = kwargs
-        self._executor = executor
-        self._context = _copy_context()
-        # The place of the call, turned into a line only if somebody asks. The frame itself
-        # would keep the caller's locals alive.
-        self._code: CodeType = frame.f_code
-        self._offset = frame.f_lasti
-        self._owner: Thread | None = None  # the thread that runs it
-        self._since = monotonic()  # in its state: waiting since, then running since
-        # A call made by a call, or by the log of its failure, counts as made when that one
-        # was: who waits for the one waits for the other.
-        self._born: float = self._since
-        here = threads.get(_get_ident())
-        if here is not None:
-            if here.call is not None:
-                self._born = here.call._born
-            elif here.settling is not None:
-                self._born = here.settling
+    # Not the standard future's, which makes a condition and its lock, most of its cost. And
+    # none in Python: a class with slots would pay 100 ns to have it called.
+    __init__ = object.__init__
 
     # -- Running: by the thread that took the call --------------------------------------
 
@@ -266,7 +277,7 @@ class Call(Future[T]):
             self._state = RUNNING
         return args
 
-    def _run(self, here: Thread, now: float = 0.0) -> threading.Condition | None:
+    def _run(self, here: Thread, now: float = 0.0) -> Shared | None:
         """Run the call, unless it was taken; the caller then lets go of it and calls `let_go`."""
         args = self._start(here, now)
         if args is None:
@@ -276,7 +287,8 @@ class Call(Future[T]):
         try:
             try:
                 if self._kwargs is None:
-                    result = self._context.run(self._function, *args)
+                    # A sum of tuples: `(function, *args)` would make a list on the way, 40 ns.
+                    result = self._context.run(*(self._function,) + args)  # noqa: RUF005
                 else:
                     result = self._context.run(self._function, *args, **self._kwargs)
             except BaseException as error:
@@ -295,7 +307,7 @@ class Call(Future[T]):
 
     def _finish(
         self, here: Thread, result: Any = None, error: BaseException | None = None
-    ) -> threading.Condition | None:
+    ) -> Shared | None:
         """End a call that was started by `_start` and ran elsewhere; then as for `_run`."""
         if error is None:
             here.succeeded += 1
@@ -319,12 +331,12 @@ class Call(Future[T]):
         self._error = error
         self._function = guard
 
-    def _settle(self, here: Thread, state: str) -> threading.Condition | None:
+    def _settle(self, here: Thread, state: str) -> Shared | None:
         """Make the outcome known; return the condition whose waiters are still to be woken.
 
         A future that nobody has asked for its condition yet is done without one. The race
         with somebody who asks just now, step by step: we store ENDING (1), then look for a
-        condition (2); `_shared` stores the condition (3), then looks at the state (4). The
+        condition (2); `_share` stores the condition (3), then looks at the state (4). The
         stores to one object have an order, so either (2) sees the condition and the state
         changes under it, or (4) sees ENDING and waits for the change, and we see its
         condition when we look once more (5). Nobody holds the condition and sees the state
@@ -347,10 +359,10 @@ class Call(Future[T]):
         self._context = self._kwargs = None  # C6: a call that is done holds nothing
         if self._error is None:
             self._function = None
-        condition = self._lock  # (2)
+        condition = self._shared  # (2)
         if condition is None:
             self._state = state
-            condition = self._lock  # (5)
+            condition = self._shared  # (5)
         else:
             self._publish(condition, state)
         # It leaves the ledger after its callbacks: `flush` waits for them, too.
@@ -361,36 +373,47 @@ class Call(Future[T]):
         if drains:
             for drain in drains.copy():
                 if drain.watched is self:
-                    drain.watched = None
+                    drain.watched = None  # it must not keep the call, either
         return condition
 
-    def _publish(self, condition: threading.Condition, state: str) -> None:
-        """Become done before the eyes of those who share the condition."""
+    def _publish(self, condition: Shared, state: str) -> None:
+        """Become done before the eyes of those who wait."""
         with condition:
             self._state = state
-            callbacks, self._callbacks = self._callbacks, None
-            for waiter in self._waiting or ():
+            callbacks, condition.callbacks = condition.callbacks, []
+            for waiter in condition.waiters:
                 if state is CANCELLED:
                     waiter.add_cancelled(self)
                 elif self._error is None:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-        for callback in callbacks or ():
+        for callback in callbacks:
             self._call_back(callback)
 
     def _retract(self) -> bool:
-        """Take the call so that it never runs; return whether it could still be taken."""
-        if waiting.pop(self, None) is None:
+        """Take the call back from its executor, as `_drop` does."""
+        if not self._drop():
             return False
-        here = self._owner = this_thread()
-        outer, here.call = here.call, self  # what its callbacks do, a `flush` say, it does
+        self._executor._forget(self)
+        return True
+
+    def _drop(self) -> bool:
+        """Take the call so that it never runs; return whether it could still be taken."""
+        here = this_thread()
+        outer, settling = here.call, here.settling
         try:
-            condition = self._settle(here, CANCELLED)
+            if waiting.pop(self, None) is None:
+                return False
+            self._owner = here
+            here.call = self  # what its callbacks do, a `flush` say, it does
+            let_go(here, self._settle(here, CANCELLED), settling)
+        except BaseException:  # Ctrl-C
+            unended.append((self, None, here))
+            here.settling = settling
+            raise
         finally:
             here.call = outer
-        let_go(here, condition)
-        self._executor._forget(self)
         return True
 
     def _call_back(self, callback: Callable[[Any], object]) -> None:
@@ -399,14 +422,15 @@ class Call(Future[T]):
         except BaseException:  # also SystemExit: it would end the worker
             logger.exception("a done callback of %s failed", describe(self))
 
-    def _abandon(self, here: Thread, error: BaseException) -> None:
-        """End a call whose steps were interrupted between two of them."""
-        if self.done() and self not in pending:
-            return
+    def _abandon(self, here: Thread, error: BaseException | None) -> None:
+        """End a call whose steps were interrupted; without an error it was to be cancelled."""
         waiting.pop(self, None)
-        if self._error is None and not hasattr(self, "_result"):
-            self._fail(error)
-        let_go(here, self._settle(here, FINISHED))
+        if not self.done() or self in pending:
+            state = self._state if self.done() else CANCELLED if error is None else FINISHED
+            if error is not None and self._error is None and not hasattr(self, "_result"):
+                self._fail(error)
+            self._settle(here, state)
+        let_go(here, self._shared)
 
     def _run_now(self, here: Thread) -> None:
         """Run the call in the middle of what this thread does."""
@@ -414,20 +438,25 @@ class Call(Future[T]):
         try:
             condition = self._run(here)
         except BaseException as error:
-            unended.append((self, error))
+            unended.append((self, error, here))
+            here.settling = settling
             raise
         del self  # as in `_run`
-        let_go(here, condition, settling)
+        try:
+            let_go(here, condition, settling)
+        except BaseException:  # Ctrl-C: those who wait must not wait for ever
+            let_go(here, condition, settling)
+            raise
 
     # -- The standard future, without its lock ------------------------------------------
 
-    def _shared(self) -> threading.Condition:
-        """Return the condition that all who wait for this call share; the first one makes it."""
-        condition = self._lock
+    def _share(self) -> Shared:
+        """Return what all who wait for this call share; the first one makes it."""
+        condition = self._shared
         if condition is None:
             # All who race here get the same one: dict.setdefault decides.
-            condition = self.__dict__.setdefault("condition", threading.Condition())
-            self._lock = condition  # (3)
+            condition = self.__dict__.setdefault("shared", Shared())
+            self._shared = condition  # (3)
         if self._state is ENDING and self._owner is not threads.get(_get_ident()):  # (4)
             with condition:
                 while self._state is ENDING:
@@ -441,15 +470,13 @@ class Call(Future[T]):
         # The standard `wait` and `as_completed` come here before they wait. In a worker a
         # call that has not started would never start: run it (F4).
         self._help()
-        return self._shared()
+        return self._share()
 
     @property
     def _waiters(  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         self,
     ) -> list[Any]:  # read by the standard library under the condition
-        if self._waiting is None:
-            self._waiting = []
-        return self._waiting
+        return (self._shared or self._share()).waiters
 
     def cancel(self) -> bool:
         """Cancel the call unless it has started; return whether it is cancelled.
@@ -508,11 +535,10 @@ class Call(Future[T]):
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call `fn(future)` once the call is done: in its worker, or now if it is done."""
         if not self.done():
-            with self._shared():
+            condition = self._share()
+            with condition:
                 if not self.done():
-                    if self._callbacks is None:
-                        self._callbacks = []
-                    self._callbacks.append(fn)
+                    condition.callbacks.append(fn)
                     return
         self._call_back(fn)
 
@@ -549,21 +575,41 @@ class Call(Future[T]):
         if not self.done() and not self._executor._overlaps:
             self._executor._wake()
             self._help()  # F4: a worker that awaits, in a loop of its own
+        if here is not None and here.call is not None and here.call._executor._overlaps:
+            return self._await_in(here.call)
         return super().__await__()
+
+    def _await_in(self, coroutine: Call[Any]) -> Generator[Any, None, T]:
+        """Wait in a coroutine or a task of it: who waits for that may have to run this call."""
+        awaited, key = coroutine.__dict__.setdefault("awaited", {}), object()
+        awaited[key] = self  # first: of two that wait, the second one sees both
+        try:
+            nudge_all()
+            return (yield from super().__await__())
+        finally:
+            del awaited[key], self, coroutine  # as in `Future.__await__`
+
+    def _awaited(self) -> list[Call[Any]]:
+        """Return what the coroutine of this call awaits, in all of its tasks."""
+        return list(self.__dict__.get("awaited", {}).values())
 
     def _wait(self, timeout: float | None) -> None:
         self._executor._wake()
         here = threads.get(_get_ident())
+        deadline = None if timeout is None else monotonic() + timeout
         if here is None or (here.call is None and here.queue is None):
-            return self._block(timeout)
+            return self._block(timeout, deadline)
         if self._help():
             return None
+        outer = here.waits_for  # of what a `__del__` has interrupted
         try:
             while not self.done():
+                here.nudged = False
                 here.waits_for = self  # first: of two that wait, the second one sees both
                 free = _held_up_by(self, here)
                 if free is None:
-                    return self._block(timeout)
+                    self._block(timeout, deadline, here)
+                    continue
                 here.waits_for = None
                 if not free:
                     who = "this worker" if here.call is None else describe(here.call)
@@ -575,13 +621,15 @@ class Call(Future[T]):
                 del free
             return None
         finally:
-            here.waits_for = None
+            here.waits_for, here.nudged = outer, True
 
-    def _block(self, timeout: float | None) -> None:
-        deadline = None if timeout is None else monotonic() + timeout
-        condition = self._shared()
+    def _block(
+        self, timeout: float | None, deadline: float | None, here: Thread | None = None
+    ) -> None:
+        """Wait until the call is done, or this thread is nudged."""
+        condition = self._share()
         with condition:
-            while not self.done():
+            while not self.done() and not (here and here.nudged):
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError(f"{describe(self)} is not done after {timeout} s")
@@ -604,23 +652,23 @@ class Call(Future[T]):
             self._function = guard.unseen.name
 
 
-# Calls whose end was interrupted, by Ctrl-C or at the end of the stack, and by what.
-unended: deque[tuple[Call[Any], BaseException]] = deque()
+# Calls whose end was interrupted, by Ctrl-C or at the end of the stack; by what, unless they
+# were just being cancelled; and in which thread.
+unended: deque[tuple[Call[Any], BaseException | None, Thread | None]] = deque()
 
 
 def end_late() -> None:
     """End the calls whose end was interrupted."""
     while unended:
-        call, error = unended[0]
-        call._abandon(this_thread(), error)
+        call, error, thread = unended[0]
+        if call._owner is None or call._owner is thread:  # else another one had been faster
+            call._abandon(this_thread(), error)
         with suppress(IndexError, ValueError):  # another thread did the same
-            unended.remove((call, error))
-        del call, error
+            unended.remove((call, error, thread))
+        del call, error, thread
 
 
-def let_go(
-    here: Thread, condition: threading.Condition | None, settling: float | None = None
-) -> None:
+def let_go(here: Thread, condition: Shared | None, settling: float | None = None) -> None:
     """Wake those who wait for a call that this thread has just let go of.
 
     `settling` is that of a call that this one came in the middle of the end of.
@@ -640,29 +688,70 @@ def _held_up_by(call: Call[Any], here: Thread) -> list[Call[Any]] | None:
     Else the calls that would have to start first and wait for workers that wait, this thread
     among them: it may run them.
     """
-    free: list[Call[Any]] = []
-    found, meets_us = [call], False
+    # What holds up each call: one that waits starts when one of its executor's workers is
+    # free, one that runs goes on when what its thread waits for is done, and a coroutine, for
+    # all we know, when all that it awaits is.
+    needs: dict[Call[Any], list[Call[Any]]] = {}
+    moving: set[Call[Any]] = set()
+    ours: set[Call[Any]] = set()
+    coroutines: set[Call[Any]] = set()
+    found = [call]
     for each in found:  # it grows
+        if each in needs:
+            continue
         if each in waiting:
-            free.append(each)
             owners = each._executor._workers()
         else:
             owners = [] if each._owner is None else [each._owner]
-        if each.done() or not owners:
-            return None
-        for owner in owners:
-            if owner is here:
-                meets_us = True
-                continue
-            following = owner.waits_for
-            if following is None:
-                return None
-            if following not in found:
-                found.append(following)
-    return free if meets_us else None  # others that wait in a circle are seen by the last of them
+        if here in owners:
+            ours.add(each)
+        waits: list[Any] = [owner.waits_for for owner in owners if owner is not here]
+        if None in waits and (awaited := each._awaited()):
+            coroutines.add(each)
+            waits = awaited
+        if each.done() or not owners or None in waits:
+            moving.add(each)
+            waits = []
+        needs[each] = waits
+        found += waits
+    before = -1
+    while before != len(moving):
+        before = len(moving)
+        for each, waits in reversed(needs.items()):  # a chain in one round
+            enough = all if each in coroutines else any
+            if waits and enough(other in moving for other in waits):
+                moving.add(each)
+    stuck = [] if call in moving else [call]
+    for each in stuck:  # it grows
+        for other in needs[each]:
+            if other not in moving:
+                moving.add(other)  # no more than once
+                stuck.append(other)
+    # Others that wait in a circle are seen by the last of them. A coroutine may give up what
+    # it awaits: there may be something to run for it, but to wait for it is no error.
+    free = [each for each in stuck if each in waiting]
+    if ours.isdisjoint(stuck) or (not free and not coroutines.isdisjoint(stuck)):
+        return None
+    return free
 
 
 # -- The ledger --------------------------------------------------------------------------
+
+
+class Bound(Protocol):
+    """What `put` asks about a function whose waiting calls are bounded."""
+
+    def call(self) -> Call[Any]:
+        """Return an empty call, of a kind that gives its place back when it starts."""
+        ...
+
+    def enter(self, call: Call[Any]) -> bool:
+        """Give the call a place, perhaps after waiting; return False if it was cancelled."""
+        ...
+
+    def entered(self, call: Call[Any]) -> None:
+        """Note that the call is in the ledger."""
+        ...
 
 
 def put(
@@ -671,30 +760,50 @@ def put(
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None,
     frame: FrameType,
+    bound: Bound | None,
 ) -> Call[T]:
     """Make a call: write it into the ledger and hand it to its executor.
 
     What the caller pays for, measured piece by piece on CPython 3.11 (nanoseconds): the
-    wrapper 190 and its frame's place 55; the call 450, of that its clock 55, this thread's
-    entry 55 and the context 30; the ledger 60; the executor's queue and bell 80. In a burst
-    the collector adds 400, and the worker takes its share of the interpreter's lock.
+    wrapper 155, of that its frame 15; the call 185, of that its clock 40, this thread's entry
+    30 and the context 15; the ledger, as it grows, 250; the executor's queue and bell 50. In a
+    burst the collector adds 150, and the worker's share of the interpreter's lock 450.
     """
-    call = Call(executor, function, kwargs, frame)
-    if executor._packs:
-        args = executor._pack(call, args)
-    elif watchers:
-        watchers[0](call, args)
+    call: Call[T] = Call() if bound is None else bound.call()
+    call._state = PENDING
+    call._error = call._shared = call._owner = None
+    call._function = function
+    call._kwargs = kwargs
+    call._executor = executor
+    call._context = _copy_context()
+    call._code = frame.f_code
+    call._offset = frame.f_lasti
+    call._since = call._born = monotonic()
+    here = threads.get(_get_ident())
+    if here is not None:
+        if here.call is not None:
+            call._born = here.call._born
+        elif here.settling is not None:
+            call._born = here.settling
     # Ctrl-C can strike between any two lines. Before the try nothing is written, inside it
     # everything is taken back: a call is made whole or not at all.
     try:
+        if bound is not None and not bound.enter(call):
+            return call
+        if executor._packs:
+            args = executor._pack(call, args)
+        elif watchers:
+            watchers[0](call, args)
+        waiting[call] = args  # first: `_retract` finds it here
         pending[call] = None
-        waiting[call] = args
+        if bound is not None:
+            bound.entered(call)
         executor._accept(call)
-    except BaseException as error:
+    except BaseException:
         try:
             call._retract()  # unless somebody took it already: then it runs
-        except BaseException:
-            unended.append((call, error))
+        except BaseException:  # Ctrl-C once more, or the end of the stack
+            unended.append((call, None, here))
         raise
     if len(waiting) >= _mark:
         _grown(call)
@@ -704,6 +813,15 @@ def put(
     box = [call]
     del call
     return box.pop()
+
+
+def stand_in(function: object, born: float) -> Call[Any]:
+    """Return what stands for a call that this process runs for another, made at `born`."""
+    call: Call[Any] = Call()
+    call._executor = Executor()  # type: ignore[abstract]  # it is given no calls
+    call._function = f"{getattr(function, '__qualname__', type(function).__qualname__)}(…)"
+    call._born = born
+    return call
 
 
 def run_here(call: Call[Any]) -> None:
@@ -746,7 +864,7 @@ class Executor(concurrent.futures.Executor):
             frame = sys._getframe(1)
         except ValueError:  # called by C, on a thread without Python code
             frame = sys._getframe(0)
-        return put(self, fn, args, kwargs or None, frame)
+        return put(self, fn, args, kwargs or None, frame, None)
 
     def _pack(self, call: Call[Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return what stands for the arguments while the call waits, on the caller's thread.
@@ -814,10 +932,12 @@ def where(frame: FrameType | None) -> str:
     return f" and stands at {code.co_filename}:{frame.f_lineno} in {code.co_qualname}"
 
 
-def innermost(function: object) -> object:
-    """Return what a `functools.partial` and its like call in the end."""
-    while isinstance(function, partial):
-        function = function.func
+def innermost(function: Any) -> Any:
+    """Return what a `functools.partial`, a class method or a static method is of."""
+    # By the type: a decorated function claims to be what it wraps.
+    while issubclass(type(function), partial | classmethod | staticmethod):
+        is_partial = issubclass(type(function), partial)
+        function = function.func if is_partial else function.__func__
     return function
 
 
@@ -914,7 +1034,7 @@ class Drain:
                 return True
         self.watched = None
         return any(
-            thread.settling is not None and thread.settling <= self.before
+            (settling := thread.settling) is not None and settling <= self.before
             for thread in list(threads.values())
         )
 
@@ -939,8 +1059,8 @@ def start_afresh() -> None:
     """
     global _mark
     for call in list(pending):
-        call.__dict__.pop("condition", None)  # may be held by a thread that is gone
-        call._lock = call._waiting = call._callbacks = None
+        call.__dict__.pop("shared", None)  # may be held by a thread that is gone
+        call._shared = None
         call._state = CANCELLED
     pending.clear()
     waiting.clear()
@@ -976,7 +1096,7 @@ class Computing:
         before, others = here.cpu, max(now - here.marked - ran, 0.0)
         here.mark(now)
         computed = min(max(here.cpu - before - others, 0.0), ran)
-        function = innermost(call._function)
+        function: object = innermost(call._function)
         is_code = isinstance(function, FunctionType | MethodType)  # others may raise when asked
         key: object = getattr(function, "__code__", None) if is_code else type(function)
         calls, total, cpu = self.totals.get(key, (0, 0.0, 0.0))
@@ -1113,7 +1233,8 @@ class Guard:
         self.unseen = unseen
 
     def __del__(self) -> None:
-        self.unseen.log()
+        if hasattr(self, "unseen"):  # else Ctrl-C has come before: logged at the program's end
+            self.unseen.log()
 
 
 def bury() -> None:

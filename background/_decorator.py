@@ -9,12 +9,12 @@ import sys
 from collections.abc import Callable, Coroutine
 from pkgutil import resolve_name
 from types import FrameType, MethodType
-from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 import wrapt
 
-from background._backlog import Backlog, Overflow, check_bound
-from background._call import Executor, Future, put
+from background._backlog import Backlog, Overflow, check_bound, put_bounded
+from background._call import Executor, Future, innermost, put
 from background._executors.inline import InlineExecutor
 from background._runtime import check_executor, settings
 from background._snapshot import copy_arguments
@@ -26,7 +26,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 Put = Callable[
-    [Executor, Any, tuple[Any, ...], dict[str, Any] | None, FrameType],
+    [Executor, Any, tuple[Any, ...], dict[str, Any] | None, FrameType, Backlog | None],
     Future[Any],
 ]
 _getframe = sys._getframe
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # what we use of wrapt; not every version of it has types
         __qualname__: str
         _self_parent: _Wrapper
         _self_put: Put
+        _self_backlog: Backlog | None
         _self_options: tuple[Executor | None, bool, int | None, Overflow]
 
         def __init__(self, wrapped: Any, wrapper: Any) -> None: ...
@@ -57,7 +58,9 @@ class BoundBackgroundFunction(_BoundWrapper):
             frame = _getframe(1)
         except ValueError:  # called by C, on a thread without Python code
             frame = _getframe(0)
-        return parent._self_put(executor, self.__wrapped__, args, kwargs or None, frame)
+        return parent._self_put(
+            executor, self.__wrapped__, args, kwargs or None, frame, parent._self_backlog
+        )
 
     def __copy__(self) -> Self:
         return self  # as a function is
@@ -106,11 +109,12 @@ def put_copied(
     args: tuple[Any, ...],
     kwargs: dict[str, Any] | None,
     frame: FrameType,
+    backlog: Backlog | None,
 ) -> Future[Any]:
     """Make a call that works on the values as they are now (C4)."""
     if not executor._packs:  # it pickles them now
         function, args, kwargs = copy_arguments(function, args, kwargs)
-    return put(executor, function, args, kwargs, frame)
+    return put(executor, function, args, kwargs, frame, backlog)
 
 
 def wrap(
@@ -125,7 +129,8 @@ def wrap(
     A `__call__` that knows the function and its executor as free variables: to read an
     attribute of a wrapt proxy takes 150 ns, and `wrapt.decorator` another 700 a call.
     """
-    enter: Put = put if max_pending is None else Backlog(max_pending, overflow).put
+    backlog = None if max_pending is None else Backlog(max_pending, overflow)
+    enter: Put = cast(Put, put if backlog is None else put_bounded)
     if snapshot:
         enter = functools.partial(put_copied, enter)
     if is_async(function):
@@ -136,11 +141,12 @@ def wrap(
             frame = _getframe(1)
         except ValueError:  # called by C, on a thread without Python code
             frame = _getframe(0)
-        return enter(executor or settings.executor, function, args, kwargs or None, frame)
+        return enter(executor or settings.executor, function, args, kwargs or None, frame, backlog)
 
     kind = type("BackgroundFunction", (BackgroundFunction,), {"__call__": call})
     wrapper: BackgroundFunction = kind(function, _unused)
     wrapper._self_put = enter
+    wrapper._self_backlog = backlog
     wrapper._self_options = executor, snapshot, max_pending, overflow
     return wrapper
 
@@ -314,15 +320,6 @@ class Decorator(Protocol):
     ) -> Callable[P, Future[R]]: ...
     @overload
     def __call__(self, function: Callable[P, R], /) -> Callable[P, Future[R]]: ...
-
-
-def innermost(function: Any) -> Any:
-    """Return what a class or static method, or a partial, is of."""
-    if type(function) in (classmethod, staticmethod):
-        function = function.__func__
-    while type(function) is functools.partial:
-        function = function.func
-    return function
 
 
 def is_async(function: Any) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from background._call import Call, let_go, this_thread
+from background._call import Call, let_go, this_thread, unended
 
 __all__ = ["at_end", "drain_before_end_of", "end_call", "has_ended"]
 
@@ -44,10 +44,21 @@ def has_ended() -> bool:
 def end_call(pool: object, call: Call[Any], result: Any, error: BaseException | None) -> None:
     """End a call by what came of it elsewhere."""
     here = this_thread()
-    outer, here.queue = here.queue, pool  # its done callbacks run on one of the pool's threads
+    outer, settling = here.queue, here.settling
     condition = None
-    if call._start(here) is not None:
-        condition = call._finish(here, result, error)
-    here.queue = outer
+    try:
+        here.queue = pool  # its done callbacks run on one of the pool's threads
+        if call._start(here) is not None:
+            condition = call._finish(here, result, error)
+    except BaseException as strike:  # Ctrl-C
+        unended.append((call, strike, here))
+        here.settling = settling
+        raise
+    finally:
+        here.queue = outer
     del call, result, error
-    let_go(here, condition)
+    try:
+        let_go(here, condition, settling)
+    except BaseException:  # as in `Call._run_now`
+        let_go(here, condition, settling)
+        raise

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor
 
-__all__ = ["BackgroundError", "BacklogFull", "FlushTimeout", "WorkerDied"]
+__all__ = ["SHUT_DOWN", "BackgroundError", "BacklogFull", "FlushTimeout", "WorkerDied"]
+
+SHUT_DOWN = (
+    "this executor was shut down: it takes no calls any more; "
+    "make a new executor, or shut it down after the last call"
+)
 
 
 class BackgroundError(ExceptionGroup[Exception]):

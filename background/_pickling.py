@@ -35,9 +35,6 @@ __all__ = [
 LARGE = 1 << 20  # bytes of a global that are worth a word
 SEPARATE = 1 << 16  # bytes from which a buffer is kept apart instead of being copied twice
 
-Take = Callable[[pickle.PickleBuffer], bool]
-
-
 kind_of: Callable[[Any], Any] = type  # to type checkers it is anything
 
 

@@ -68,9 +68,7 @@ class Snapshot:
             return value
         if memo is None:
             memo = {}
-            memo[id(memo)] = []
-        elif id(memo) not in memo:  # one of `copy.deepcopy` that is still empty
-            memo[id(memo)] = []
+        memo.setdefault(id(memo), [])  # `copy.deepcopy` may give one that is still empty
         copy: T = copy_part(value, memo)
         return copy
 

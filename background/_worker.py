@@ -109,8 +109,7 @@ def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if ledger := sys.modules.get("background._call"):
         here = ledger.this_thread()
         outer = here.call
-        name = getattr(function, "__qualname__", type(function).__qualname__)
-        here.call = ledger.Call(None, f"{name}(…)", None, sys._getframe())
+        here.call = ledger.stand_in(function, monotonic())
     try:
         return contextvars.copy_context().run(function, *args, **kwargs)
     finally:

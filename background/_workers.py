@@ -25,7 +25,9 @@ from background._call import (
     this_thread,
     threads,
     unended,
+    waiting,
 )
+from background._errors import SHUT_DOWN
 
 __all__ = ["Queue", "Worker", "WorkerExecutor", "end_workers", "forget_workers"]
 
@@ -125,7 +127,7 @@ class Worker:
                 now = here.ended
             except BaseException as error:  # raised into this thread, between our lines
                 condition = None
-                unended.append((call, error))
+                unended.append((call, error, here))
             if unended:
                 end_late()
             # Before anyone who waits for the call is woken: then its arguments, its result
@@ -175,10 +177,7 @@ class WorkerExecutor(Executor):
         elif queue.closed:
             # Either a worker still took it before it ended, or it is taken back here.
             if call._retract():
-                raise RuntimeError(
-                    "this executor was shut down: it takes no calls any more; "
-                    "make a new executor, or shut it down after the last call"
-                )
+                raise RuntimeError(SHUT_DOWN)
         elif queue.wants_more():
             self._hire(queue)
 
@@ -203,10 +202,11 @@ class WorkerExecutor(Executor):
                 queue.calls.remove(call)
 
     def _forget(self, call: Call[Any]) -> None:
+        calls = self._queue.calls
         # Looking for it takes time with their number; a worker passes over what is left.
-        if len(self._queue.calls) <= 1000 or self._queue.calls[0] is call:
-            with suppress(ValueError):
-                self._queue.calls.remove(call)
+        with suppress(IndexError, ValueError):  # a worker does just now, or has done
+            if len(calls) <= 1000 or calls[0] is call:
+                calls.remove(call)
 
     def _wake(self) -> None:
         queue = self._queue
@@ -230,8 +230,10 @@ class WorkerExecutor(Executor):
         queue = self._queue
         queue.closed = True
         if cancel_futures:
-            for call in list(queue.calls):
-                call.cancel()
+            # Not from the queue, which can't be looked through while workers take from it.
+            for call in list(waiting):
+                if call._executor is self:
+                    call.cancel()
         self._wake()
         queue.bell.put(None)
         if wait:

@@ -10,12 +10,14 @@ import threading
 import tracemalloc
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Log
 from test_ending import run
+from test_futures import until_waiting
 
 from background import (
     FlushTimeout,
@@ -342,6 +344,127 @@ def test_threads_and_coroutines_wait_for_one_another() -> None:
         assert outer().result(20) == 12
 
 
+@pytest.mark.parametrize("tasks", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_coroutine_awaits_a_call_behind_the_one_that_waits_for_it(
+    late: bool, tasks: bool
+) -> None:
+    """F4: a worker that waits for a coroutine runs what that awaits, whoever comes first."""
+    with ThreadExecutor() as executor:
+        waits = background(executor=executor)(lambda number: -number)
+        (worker,) = executor._queue.workers
+        awaits = threading.Event()
+
+        @background
+        async def inner() -> int:
+            return await waits(5)
+
+        @background
+        async def outer() -> int:
+            if late:
+                while worker.thread is None or worker.thread.waits_for is None:
+                    await asyncio.sleep(0.001)
+            behind = inner() if tasks else waits(5)
+            asyncio.get_running_loop().call_later(0.01, awaits.set)
+            if tasks:
+                return sum(await asyncio.gather(behind, waits(1)))
+            return await behind
+
+        def ahead() -> int:
+            future = outer()
+            assert late or awaits.wait(20)
+            return future.result(20)
+
+        assert executor.submit(ahead).result(30) == (-6 if tasks else -5)
+
+
+def test_two_coroutines_await_a_call_behind_those_that_wait_for_them() -> None:
+    """F4: two workers that wait for coroutines run what both of these await."""
+    with ThreadExecutor(2) as executor:
+        both = threading.Barrier(3)
+        behind: list[Any] = []
+
+        @background
+        async def awaits(number: int) -> int:
+            return await behind[0] + number
+
+        def ahead(number: int) -> int:
+            both.wait(20)
+            both.wait(20)
+            return awaits(number).result(20)
+
+        calls = [executor.submit(ahead, number) for number in (1, 2)]
+        both.wait(20)
+        behind.append(executor.submit(abs, -5))
+        both.wait(20)
+        assert [call.result(30) for call in calls] == [6, 7]
+
+
+def test_a_call_that_a_coroutine_awaits_waits_behind_the_one_that_waits_for_that() -> None:
+    """F4: a worker runs the call for which it waits if the circle closes by a coroutine."""
+    with ThreadExecutor() as one, ThreadExecutor() as two:
+        awaits = threading.Event()
+
+        def on_two() -> int:
+            assert awaits.wait(20)
+            until_waiting(one, 1)
+            return one.submit(abs, -5).result(20)
+
+        @background
+        async def coroutine() -> int:
+            future = two.submit(on_two)
+            asyncio.get_running_loop().call_later(0.01, awaits.set)
+            return await future
+
+        assert one.submit(lambda: coroutine().result(20)).result(30) == 5
+
+
+@pytest.mark.parametrize(("depth", "width"), [(1200, 1), (50, 2)])
+def test_many_coroutines_await_each_other(depth: int, width: int) -> None:
+    """F4: what a worker waits for may be deep, and reached by more ways than can be walked."""
+    layers: list[list[Any]] = []
+    with ThreadExecutor() as executor:
+
+        @background
+        async def node(layer: int) -> int:
+            if layer == 0:
+                return await executor.submit(abs, -1)
+            return max(await asyncio.gather(*layers[layer - 1]))
+
+        def top() -> int:
+            for layer in range(depth):
+                layers.append([node(layer) for _ in range(width)])
+            return layers[-1][0].result(60)
+
+        assert executor.submit(top).result(60) == 1
+
+
+def test_a_finalizer_waits_for_a_coroutine() -> None:
+    """F4: the end of a call for which others wait may itself wait for a coroutine that awaits."""
+    with ThreadExecutor() as one, ThreadExecutor() as two, ThreadExecutor() as three:
+        closed: list[int] = []
+
+        @background
+        async def close() -> int:
+            return await three.submit(abs, -7)
+
+        class Connection:
+            def __del__(self) -> None:
+                closed.append(close().result(20))
+
+        gate = threading.Event()
+
+        def use(connection: object) -> bool:
+            return gate.wait(20)
+
+        used = one.submit(use, connection=Connection())
+        waits = two.submit(lambda: used.result(20))
+        until_waiting(two, 1)
+        gate.set()
+        assert waits.result(30) is True
+        assert closed == [7]
+
+
 def test_a_wait_round_two_executors_never_hangs() -> None:
     """F4: a coroutine that stops the loop for a thread's call that waits for it is an error."""
     futures: list[Any] = []
@@ -398,6 +521,30 @@ def test_nothing_is_kept() -> None:
                 del future
                 assert dies() is None
             assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_an_awaited_failure_leaves_no_cycle() -> None:
+    """C6: the failure of an awaited call keeps its future only as long as somebody has it."""
+    fails = background(pow)
+    futures: list[Any] = []
+
+    async def awaits() -> None:
+        future = fails(0, -1)
+        futures.append(weakref.ref(future))
+        with suppress(ZeroDivisionError):
+            await future
+        del future  # the traceback keeps this frame
+
+    in_coroutine = background(awaits)
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(awaits())
+        in_coroutine().result(20)
+        flush(20)
+        assert [future() for future in futures] == [None, None]
     finally:
         gc.enable()
 

@@ -27,7 +27,7 @@ ALL = ["block", *DROPS]
 
 
 def backlog_of(function: Any) -> _backlog.Backlog:
-    return function._self_put.__self__
+    return function._self_backlog
 
 
 def in_thread(function: Callable[..., Any], *args: Any) -> threading.Thread:
@@ -299,6 +299,30 @@ def test_ctrl_c_while_held_up(held: Held) -> None:
     assert plot.ran == [2]
 
 
+def test_flush_waits_for_a_call_that_a_call_is_held_up_with(held: Held) -> None:
+    """C5, W1: who waits for a call waits for those it makes, also for one that is held up."""
+    going, gate = threading.Event(), threading.Event()
+
+    def plot(number: int) -> None:
+        if number:
+            going.set()
+            gate.wait(20)
+
+    bounded: Any = background(executor=held.executor, max_pending=1)(plot)
+    bounded(0)
+    inline = background(executor=InlineExecutor())(lambda: bounded(1))
+    in_thread(inline)
+    wait_until(lambda: backlog_of(bounded).line)
+    flushed = in_thread(flush)
+    wait_until(lambda: _call.drains)
+    held.gate.set()
+    assert going.wait(20)
+    flushed.join(0.3)
+    assert flushed.is_alive()
+    gate.set()
+    flushed.join(20)
+
+
 def test_a_signal_handler_while_held_up(held: Held) -> None:
     """C5: a handler's call goes first where its own thread is held up: it stands in its place."""
     plot = Counted(held, "block")
@@ -421,7 +445,7 @@ def test_a_fork_has_free_places(tmp_path: Path) -> None:
         started.wait(30)
         call = background(max_pending=1)(call)
         call(1)
-        line = call._self_put.__self__.line
+        line = call._self_backlog.line
         threading.Thread(target=call, args=(2,)).start()
         def fork(*_):
             if os.fork() == 0:
@@ -461,7 +485,7 @@ def test_the_end_frees_who_is_held_up(drops: bool, tmp_path: Path) -> None:
         def caller():
             call(2)
             tell("made")
-        line = call._self_put.__self__.line
+        line = call._self_backlog.line
         threading.Thread(target=caller, daemon=True).start()
         while not line: time.sleep(0.001)
         if drops:

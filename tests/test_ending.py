@@ -1,6 +1,8 @@
 """The chapter Waiting and ending of the contract."""
 
 import copy
+import itertools
+import logging
 import math
 import os
 import signal
@@ -10,7 +12,8 @@ import textwrap
 import threading
 import time
 import weakref
-from concurrent.futures import Executor, Future
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import background as package
 from background import (
     FlushTimeout,
     InlineExecutor,
+    SQLiteExecutor,
     ThreadExecutor,
     _call,
     _workers,
@@ -294,13 +298,17 @@ tell("joined")
     assert (lines, err) == ([*RAN, "joined"], "")
 
 
-def test_ctrl_c_at_any_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bound", [None, 20])
+def test_ctrl_c_at_any_line(bound: int | None, tmp_path: Path) -> None:
     """W1, W5: whatever line Ctrl-C strikes, a call whose future was returned runs."""
     lines, err = run(
+        f"""
+        bound = {bound}
+        """
         """
         from background import background, flush, stats
         ran, strikes = set(), 0
-        @background
+        @background(max_pending=bound)
         def call(i):
             ran.add(i)
         stop, kept, i, armed = threading.Event(), set(), 0, False
@@ -338,10 +346,102 @@ def test_ctrl_c_at_any_line(tmp_path: Path) -> None:
         tell(str(len(kept - ran)))
         now = stats()
         tell(str((now.waiting, now.running, now.succeeded == len(ran))))
+        if bound:
+            places, line = call._self_backlog.calls, call._self_backlog.line
+            assert not places and not line, (places, line)
         """,
         tmp_path,
     )
     assert (lines, err) == (["0", "(0, 0, True)"], "")
+
+
+class Strike:
+    """Ctrl-C at the nth place where it can strike our code: a function's start or a call's end."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+
+    def __call__(self, frame: Any, event: str, _: object) -> None:
+        files = [each.f_code.co_filename for each in (frame, frame.f_back) if each]
+        if event == "c_call" or not any(file.startswith(_call._FOLDER) for file in files):
+            return
+        while frame is not None:
+            if frame.f_code.co_name == "__del__":  # what is raised there goes no further
+                return
+            frame = frame.f_back
+        self.left -= 1
+        if self.left == 0:
+            sys.setprofile(None)
+            raise KeyboardInterrupt
+
+
+def refusing() -> Executor:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    return pool
+
+
+STRUCK: dict[str, tuple[Callable[[], Executor], dict[str, Any]]] = {
+    "a call": (ThreadExecutor, {}),
+    "bounded": (ThreadExecutor, {"max_pending": 2}),
+    "held up": (ThreadExecutor, {"max_pending": 1}),
+    "the oldest is dropped": (ThreadExecutor, {"max_pending": 1, "overflow": "drop_oldest"}),
+    "the newest is dropped": (ThreadExecutor, {"max_pending": 1, "overflow": "drop_newest"}),
+    "cancel": (ThreadExecutor, {}),
+    "inline": (InlineExecutor, {}),
+    "a pool refuses": (refusing, {}),
+    "not to be pickled": (lambda: SQLiteExecutor("/nowhere/calls.db"), {}),
+}
+
+
+def open_when_held_up(backlog: Any, gate: threading.Event) -> None:
+    while not backlog.line and not gate.is_set():
+        time.sleep(0.0005)
+    gate.set()
+
+
+@pytest.mark.parametrize("what", STRUCK)
+def test_ctrl_c_wherever_it_can_strike(what: str, caplog: pytest.LogCaptureFixture) -> None:
+    """W5: wherever Ctrl-C strikes, no other call is lost, no place, and nothing waits for ever."""
+    caplog.set_level(logging.CRITICAL)
+    make, options = STRUCK[what]
+    gate, started = threading.Event(), threading.Event()
+    here = _call.this_thread()
+    for number in itertools.count(1):
+        gate.clear()
+        started.clear()
+        executor = make()
+        if isinstance(executor, ThreadExecutor):
+            executor.submit(lambda: started.set() or gate.wait(20))
+            assert started.wait(20)
+        ran: list[object] = []
+        call: Any = background(executor=executor, **options)(ran.append)
+        first = call(1) if started.is_set() else None
+        if what == "held up":
+            threading.Thread(target=open_when_held_up, args=(call._self_backlog, gate)).start()
+        sys.setprofile(Strike(number))
+        struck = False
+        try:
+            if what == "cancel":
+                first.cancel()
+            else:
+                call(threading.Lock())
+        except KeyboardInterrupt:
+            struck = True
+        finally:
+            sys.setprofile(None)
+        assert (here.call, here.settling, here.queue) == (None, None, None)
+        gate.set()
+        flush(20)
+        if first is not None:
+            assert first.done()
+            assert ran[:1] == [1] or what in ("cancel", "the oldest is dropped")
+        if call._self_backlog:
+            assert not call._self_backlog.calls
+            assert not call._self_backlog.line
+        if not struck:
+            assert number > 10
+            break
 
 
 @pytest.mark.parametrize("queued", [True, False])

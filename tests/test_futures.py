@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Executor, Future, as_completed, wait
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from conftest import Held
@@ -78,23 +79,21 @@ def test_a_condition_asked_for_while_the_call_ends() -> None:
         class Slow(_call.Call[int]):
             # Stand between the steps 2 and 3 of `_settle`: the worker has seen no condition.
             @property  # type: ignore[override]
-            def _lock(self) -> Any:
+            def _shared(self) -> Any:
                 found = self.__dict__.get("found")
                 if threading.current_thread().name.startswith("background") and not go.is_set():
                     ending.set()
                     assert go.wait(10)
                 return found
 
-            @_lock.setter
-            def _lock(self, condition: Any) -> None:
+            @_shared.setter
+            def _shared(self, condition: Any) -> None:
                 self.__dict__["found"] = condition
                 if condition is not None:
                     go.set()
 
-        call = Slow(executor, abs, None, sys._getframe())
-        _call.pending[call] = None
-        _call.waiting[call] = (-1,)
-        executor._accept(call)
+        bound = Mock(call=Slow)
+        call = _call.put(executor, abs, (-1,), None, sys._getframe(), bound)
         assert ending.wait(10)
         done, late = wait([call], timeout=10)  # makes the condition, and lets the worker go on
         assert (len(done), len(late)) == (1, 0)

@@ -371,6 +371,21 @@ def test_a_call_can_be_awaited(executor: ProcessExecutor) -> None:
     assert asyncio.run(main()) == [0, 1, 4]
 
 
+def await_there() -> int:
+    from background import background
+
+    async def main() -> int:
+        return await background(abs)(-3)
+
+    return asyncio.run(main())
+
+
+def test_a_call_may_await_others(executor: ProcessExecutor) -> None:
+    """F2: a call in a process can await a call that it makes in a thread there."""
+    assert executor.submit(await_there).result(30) == 3
+    assert executor.submit(await_there).result(30) == 3  # now the package is loaded there
+
+
 variable = contextvars.ContextVar("variable", default=0)
 
 

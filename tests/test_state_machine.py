@@ -185,7 +185,7 @@ class Machine(RuleBasedStateMachine):
             thread = threading.Thread(target=call, args=(number,))
             thread.start()
             self.threads.append(thread)
-            line = call._self_put.__self__.line  # type: ignore[attr-defined]
+            line = call._self_backlog.line  # type: ignore[attr-defined]
             while len(line) < len(self.threads):
                 threading.Event().wait(0.0005)
             self.held_up.append(number)

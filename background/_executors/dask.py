@@ -10,7 +10,6 @@ import importlib.util
 import logging
 import os
 import pickle
-import sys
 import threading
 import uuid
 from collections.abc import Generator
@@ -18,10 +17,19 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, cast
 
-from background._call import Call, Executor, describe, own_files, run_here, this_thread, waiting
+from background._call import (
+    Call,
+    Executor,
+    describe,
+    own_files,
+    run_here,
+    stand_in,
+    this_thread,
+    waiting,
+)
 from background._channel import RAISED
 from background._elsewhere import drain_before_end_of, end_call, has_ended
-from background._errors import WorkerDied
+from background._errors import SHUT_DOWN, WorkerDied
 from background._pickling import pack_call, unpack_call, unpack_error
 from background._worker import outcome
 
@@ -116,10 +124,7 @@ class DaskExecutor(Executor):
 
     def _accept(self, call: Call[Any]) -> None:
         if self._closed:
-            raise RuntimeError(
-                "this executor was shut down: it takes no calls any more; "
-                "make a new executor, or shut it down after the last call"
-            )
+            raise RuntimeError(SHUT_DOWN)
         sent = self._sent[call] = Sent(describe(call).partition("(…)")[0])
         args = waiting.get(call)  # after `_sent`: from there on nobody but us may cancel it
         here = _in_worker or has_ended() or self._process != os.getpid()
@@ -290,10 +295,7 @@ def run_there(
 def run_beside(born: float, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run a call in a thread of the program; calls that it makes count as made when it was."""
     here = this_thread()
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    stand_in: Call[Any] = Call(cast(Any, None), cast(Any, f"{name}(…)"), None, sys._getframe())
-    stand_in._born = born
-    outer, here.call = here.call, stand_in
+    outer, here.call = here.call, stand_in(function, born)
     try:
         return function(*args, **kwargs)
     finally:

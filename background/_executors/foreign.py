@@ -10,9 +10,20 @@ from functools import reduce
 from types import FunctionType, MethodType
 from typing import Any
 
-from background._call import Call, Executor, Thread, let_go, run_here, this_thread, unended, waiting
+from background._call import (
+    Call,
+    Executor,
+    Thread,
+    let_go,
+    run_here,
+    this_thread,
+    threads,
+    unended,
+    waiting,
+)
 from background._debug import Watched
 from background._elsewhere import drain_before_end_of, end_call, has_ended
+from background._errors import SHUT_DOWN
 from background._snapshot import Failed
 
 __all__ = ["ForeignExecutor"]
@@ -33,10 +44,7 @@ class ForeignExecutor(Executor):
 
     def _accept(self, call: Call[Any]) -> None:
         if self._closed:
-            raise RuntimeError(
-                "this executor was shut down: it takes no calls any more; "
-                "make a new executor, or shut it down after the last call"
-            )
+            raise RuntimeError(SHUT_DOWN)
         if self._process != os.getpid() or isinstance(call._function, Failed):
             # E4: the workers of the pool stayed behind at the fork; or there is nothing to run.
             run_here(call)
@@ -90,6 +98,12 @@ class ForeignExecutor(Executor):
     def _serves(self, here: Thread) -> bool:
         return here.queue is self._foreign
 
+    def _workers(self) -> list[Thread]:
+        # Those that run calls of ours now; whether these are all, a pool of threads tells.
+        size = getattr(self._foreign, "_max_workers", None)
+        busy = [each for each in list(threads.values()) if each.queue is self._foreign]
+        return busy if isinstance(size, int) and len(busy) >= size else []
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no further calls, and shut the executor down."""
         self._closed = True
@@ -131,7 +145,7 @@ class Shipment:
             condition = call._run(here)
         except BaseException as error:  # raised into this thread, between our lines
             condition = None
-            unended.append((call, error))
+            unended.append((call, error, here))
         here.queue = outer
         self.take()
         del call

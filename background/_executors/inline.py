@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from background._call import Call, Executor, run_here
+from background._errors import SHUT_DOWN
 
 __all__ = ["InlineExecutor"]
 
@@ -27,10 +28,7 @@ class InlineExecutor(Executor):
 
     def _accept(self, call: Call[Any]) -> None:
         if self._closed:
-            raise RuntimeError(
-                "this executor was shut down: it takes no calls any more; "
-                "make a new executor, or shut it down after the last call"
-            )
+            raise RuntimeError(SHUT_DOWN)
         run_here(call)
         del call  # the traceback of a failure keeps this frame
 

@@ -33,7 +33,8 @@ from background._call import (
     waiting,
 )
 from background._durable_worker import command, log_of, worker_of
-from background._errors import WorkerDied
+from background._elsewhere import end_call
+from background._errors import SHUT_DOWN, WorkerDied
 from background._pickling import pack_call, unpack_error
 from background._store import SOMEBODY, Life, Outcome, Store, StoredCall, StoreError, token
 
@@ -121,13 +122,10 @@ class SQLiteExecutor(Executor):
 
     def _accept(self, call: Call[Any]) -> None:
         if self._closed:
-            raise RuntimeError(
-                "this executor was shut down: it takes no calls any more; "
-                "make a new executor, or shut it down after the last call"
-            )
+            raise RuntimeError(SHUT_DOWN)
         desk, packed = self._desk, call._kwargs
         if not isinstance(packed, bytes):
-            fail(call, packed)
+            end_call(this_thread().queue, call, None, packed)
             return
         number = next(desk.numbers)
         try:
@@ -138,7 +136,8 @@ class SQLiteExecutor(Executor):
             desk.attend()
         except StoreError as error:
             desk.calls.pop(number, None)
-            fail(call, error.with_traceback(None))  # whose frames hold the future
+            # Without its frames, which hold the future.
+            end_call(this_thread().queue, call, None, error.with_traceback(None))
         except BaseException:  # Ctrl-C
             if desk.calls.pop(number, None) is not None:
                 with suppress(StoreError):
@@ -209,15 +208,6 @@ class SQLiteExecutor(Executor):
 
     def __repr__(self) -> str:
         return f"SQLiteExecutor({self._path!r})"
-
-
-def fail(call: Call[Any], error: BaseException) -> None:
-    """End a call that could not be made."""
-    here = this_thread()
-    if call._start(here) is not None:
-        condition = call._finish(here, error=error)
-        del call, error
-        let_go(here, condition)
 
 
 class Ticket(NamedTuple):
