@@ -137,7 +137,7 @@ MEASURES = {
         "snapshots",
         "A copy of the arguments, in µs",
         COPIES,
-        number=20,
+        number=200,
         few=1,
         reaches=tuple((case, "snapshot", "deepcopy", "at most 1") for case in CASES),
     ),
