@@ -72,9 +72,9 @@ class BoundedCall(Call[T]):
         return args
 
     def _settle(self, here: Thread, state: str) -> Shared | None:
-        condition = super()._settle(here, state)
+        shared = super()._settle(here, state)
         self._backlog.leave(self)
-        return condition
+        return shared
 
     def _abandon(self, here: Thread, error: BaseException | None) -> None:
         super()._abandon(here, error)

@@ -18,6 +18,7 @@ import concurrent.futures
 import contextvars
 import gc
 import logging
+import math
 import os
 import sys
 import threading
@@ -201,27 +202,35 @@ def nudge_all() -> None:
     for thread in list(threads.values()):
         if (call := thread.waits_for) is not None:
             thread.nudged = True
-            # Not `_share`, which may have to wait. Who has none yet sees the nudge before it waits.
-            if (condition := call._shared) is not None:
-                with condition:
-                    condition.notify_all()
+            # Who has none yet sees the nudge before it waits.
+            if (shared := call._shared) is not None:
+                shared.ring()
 
 
-class Shared(threading.Condition):
-    """What those who wait for one call share: its condition, their waiters and callbacks."""
+class Shared:
+    """What those who wait for one call share."""
+
+    __slots__ = ("bells", "callbacks", "lock", "waiters")
 
     def __init__(self) -> None:
-        super().__init__()
-        self.waiters: list[Any] = []  # the standard library's
+        self.bells: list[SimpleQueue[None]] = []  # of the threads that wait, one a wait
         self.callbacks: list[Callable[[Any], object]] = []
+        # For the standard `wait` and `as_completed` alone, which need the state to stand still
+        # while they look at it and leave a waiter. Nobody else takes it: Ctrl-C may strike
+        # between the taking and the `try`, and the worker would wait for ever.
+        self.lock = threading.RLock()
+        self.waiters: list[Any] = []
+
+    def ring(self) -> None:
+        for bell in self.bells.copy():
+            bell.put(None)
 
 
 class Call(Future[T]):
     """One call and its future, in one object: a call that waits costs no more than this.
 
-    The fields of the standard future are slots here; its condition, waiters and callbacks
-    are made when somebody first asks for them, which for most calls is never. `put` fills
-    them in.
+    The fields of the standard future are slots here; what those who wait share is made when
+    the first one asks for it, which for most calls is never. `put` fills them in.
     """
 
     __slots__ = (
@@ -297,13 +306,13 @@ class Call(Future[T]):
                 here.succeeded += 1
                 self._result = result
                 del result
-            condition = self._settle(here, FINISHED)
+            shared = self._settle(here, FINISHED)
         finally:
             here.call = outer
         # The traceback of a failure keeps the frames that it passed, this one included, and
         # so its locals, the future among them: they must not live as long as it.
         del self, args, outer
-        return condition
+        return shared
 
     def _finish(
         self, here: Thread, result: Any = None, error: BaseException | None = None
@@ -332,15 +341,14 @@ class Call(Future[T]):
         self._function = guard
 
     def _settle(self, here: Thread, state: str) -> Shared | None:
-        """Make the outcome known; return the condition whose waiters are still to be woken.
+        """Make the outcome known; return what those share who are still to be woken.
 
-        A future that nobody has asked for its condition yet is done without one. The race
-        with somebody who asks just now, step by step: we store ENDING (1), then look for a
-        condition (2); `_share` stores the condition (3), then looks at the state (4). The
-        stores to one object have an order, so either (2) sees the condition and the state
-        changes under it, or (4) sees ENDING and waits for the change, and we see its
-        condition when we look once more (5). Nobody holds the condition and sees the state
-        change.
+        A future that nobody waits for yet is done without a lock. The race with somebody who
+        asks for it just now, step by step: we store ENDING (1), then look for what is shared
+        (2); `_share` stores it (3), and `_condition` looks at the state (4). The stores to one
+        object have an order, so either (2) sees it and the state changes under its lock, or
+        (4) sees ENDING and waits for the change, and we see it when we look once more (5).
+        Nobody holds the lock and sees the state change.
         """
         here.ended = now = monotonic()
         if self._state is RUNNING:
@@ -359,12 +367,14 @@ class Call(Future[T]):
         self._context = self._kwargs = None  # C6: a call that is done holds nothing
         if self._error is None:
             self._function = None
-        condition = self._shared  # (2)
-        if condition is None:
+        shared = self._shared  # (2)
+        if shared is None:
             self._state = state
-            condition = self._shared  # (5)
+            shared = self._shared  # (5)
         else:
-            self._publish(condition, state)
+            self._change_state(shared, state)
+        if shared is not None:
+            self._call_all_back(shared)
         # It leaves the ledger after its callbacks: `flush` waits for them, too.
         here.settling = self._born
         pending.pop(self, None)
@@ -374,22 +384,35 @@ class Call(Future[T]):
             for drain in drains.copy():
                 if drain.watched is self:
                     drain.watched = None  # it must not keep the call, either
-        return condition
+        return shared
 
-    def _publish(self, condition: Shared, state: str) -> None:
-        """Become done before the eyes of those who wait."""
-        with condition:
+    def _change_state(self, shared: Shared, state: str) -> None:
+        """Become done before the eyes of the standard library's waiters."""
+        # Whoever has the lock has it for some lines of the standard library's `wait`. If it is
+        # not given back in ten seconds (a tenth at a time: the whole program may have been
+        # stopped), Ctrl-C struck that `wait` at the one place, and it never will be.
+        taken = any(shared.lock.acquire(timeout=0.1) for _ in range(PATIENCE))
+        try:
             self._state = state
-            callbacks, condition.callbacks = condition.callbacks, []
-            for waiter in condition.waiters:
+            for waiter in shared.waiters:
                 if state is CANCELLED:
                     waiter.add_cancelled(self)
                 elif self._error is None:
                     waiter.add_result(self)
                 else:
                     waiter.add_exception(self)
-        for callback in callbacks:
+        finally:
+            if taken:
+                shared.lock.release()
+
+    def _call_all_back(self, shared: Shared) -> None:
+        while True:  # whoever pops one calls it: see `add_done_callback`
+            try:
+                callback = shared.callbacks.pop(0)
+            except IndexError:
+                return
             self._call_back(callback)
+            del callback
 
     def _retract(self) -> bool:
         """Take the call back from its executor, as `_drop` does."""
@@ -436,47 +459,50 @@ class Call(Future[T]):
         """Run the call in the middle of what this thread does."""
         settling = here.settling
         try:
-            condition = self._run(here)
+            shared = self._run(here)
         except BaseException as error:
             unended.append((self, error, here))
             here.settling = settling
             raise
         del self  # as in `_run`
         try:
-            let_go(here, condition, settling)
+            let_go(here, shared, settling)
         except BaseException:  # Ctrl-C: those who wait must not wait for ever
-            let_go(here, condition, settling)
+            let_go(here, shared, settling)
             raise
 
     # -- The standard future, without its lock ------------------------------------------
 
     def _share(self) -> Shared:
         """Return what all who wait for this call share; the first one makes it."""
-        condition = self._shared
-        if condition is None:
+        shared = self._shared
+        if shared is None:
             # All who race here get the same one: dict.setdefault decides.
-            condition = self.__dict__.setdefault("shared", Shared())
-            self._shared = condition  # (3)
-        if self._state is ENDING and self._owner is not threads.get(_get_ident()):  # (4)
-            with condition:
-                while self._state is ENDING:
-                    condition.wait()
-        return condition
+            shared = self.__dict__.setdefault("shared", Shared())
+            self._shared = shared  # (3)
+        return shared
 
     @property
     def _condition(  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         self,
-    ) -> threading.Condition:
-        # The standard `wait` and `as_completed` come here before they wait. In a worker a
-        # call that has not started would never start: run it (F4).
+    ) -> Any:
+        # The standard `wait` and `as_completed` come here before they wait, and take it as a
+        # lock. In a worker a call that has not started would never start: run it (F4).
         self._help()
-        return self._share()
+        lock: Any = self._share().lock
+        if (
+            self._state is ENDING  # (4)
+            and self._owner is not threads.get(_get_ident())
+            and not lock._is_owned()  # else it comes to give it back
+        ):
+            self._block(None, None)
+        return lock
 
     @property
     def _waiters(  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         self,
     ) -> list[Any]:  # read by the standard library under the condition
-        return (self._shared or self._share()).waiters
+        return self._share().waiters
 
     def cancel(self) -> bool:
         """Cancel the call unless it has started; return whether it is cancelled.
@@ -535,11 +561,14 @@ class Call(Future[T]):
     def add_done_callback(self, fn: Callable[[Any], object]) -> None:
         """Call `fn(future)` once the call is done: in its worker, or now if it is done."""
         if not self.done():
-            condition = self._share()
-            with condition:
-                if not self.done():
-                    condition.callbacks.append(fn)
-                    return
+            callbacks = self._share().callbacks
+            callbacks.append(fn)  # first: the worker sets the state, then pops them
+            if not self.done():
+                return
+            try:
+                callbacks.remove(fn)
+            except ValueError:
+                return  # it has been called
         self._call_back(fn)
 
     def set_result(self, result: T) -> None:
@@ -627,13 +656,18 @@ class Call(Future[T]):
         self, timeout: float | None, deadline: float | None, here: Thread | None = None
     ) -> None:
         """Wait until the call is done, or this thread is nudged."""
-        condition = self._share()
-        with condition:
+        bell: SimpleQueue[None] = SimpleQueue()
+        bells = self._share().bells
+        bells.append(bell)  # first: the worker sets the state, then rings
+        try:
             while not self.done() and not (here and here.nudged):
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
                     raise TimeoutError(f"{describe(self)} is not done after {timeout} s")
-                condition.wait(left)
+                with suppress(Empty):
+                    bell.get(timeout=left)
+        finally:
+            bells.remove(bell)
 
     def _help(self) -> bool:
         """Run the call if this thread is a worker that it waits for; return whether it is done."""
@@ -668,15 +702,14 @@ def end_late() -> None:
         del call, error, thread
 
 
-def let_go(here: Thread, condition: Shared | None, settling: float | None = None) -> None:
+def let_go(here: Thread, shared: Shared | None, settling: float | None = None) -> None:
     """Wake those who wait for a call that this thread has just let go of.
 
     `settling` is that of a call that this one came in the middle of the end of.
     """
     here.settling = settling
-    if condition is not None:
-        with condition:
-            condition.notify_all()
+    if shared is not None:
+        shared.ring()
     for drain in drains and drains.copy():  # a copy: as in `_settle`
         if drain.watched is None and drain.bell.empty():
             drain.bell.put(None)
@@ -1012,13 +1045,18 @@ class Drain:
 
     def wait(self, seconds: float | None = None) -> bool:
         """Return True once all is done, False if that takes longer than `seconds`."""
-        deadline = None if seconds is None else monotonic() + seconds
+        deadline = math.inf if seconds is None else monotonic() + seconds
         while self._look():
-            left = None if deadline is None else max(deadline - monotonic(), 0)
-            try:
-                self.bell.get(timeout=left)
-            except Empty:
-                return False
+            rung = False
+            while not rung:
+                # Half a second at a time: a Ctrl-C that comes in the microseconds before a wait
+                # begins is seen when it ends, of ten that were sent on the exit's line one.
+                try:
+                    self.bell.get(timeout=min(max(deadline - monotonic(), 0), 0.5))
+                    rung = True
+                except Empty:
+                    if monotonic() >= deadline:
+                        return False
         return True
 
     def _look(self) -> bool:
@@ -1059,9 +1097,11 @@ def start_afresh() -> None:
     """
     global _mark
     for call in list(pending):
-        call.__dict__.pop("shared", None)  # may be held by a thread that is gone
-        call._shared = None
+        shared = call.__dict__.pop("shared", None)
+        call._shared = None  # its lock may be held by a thread that is gone
         call._state = CANCELLED
+        if shared is not None:  # this thread may wait for it, interrupted by the fork
+            shared.ring()
     pending.clear()
     waiting.clear()
     threads.clear()
@@ -1117,6 +1157,7 @@ class Computing:
 
 
 LONG = 0.001  # seconds
+PATIENCE = 100  # tenths of a second
 computing = Computing()
 
 # -- Failures that nobody has looked at ---------------------------------------------------

@@ -45,11 +45,11 @@ def end_call(pool: object, call: Call[Any], result: Any, error: BaseException | 
     """End a call by what came of it elsewhere."""
     here = this_thread()
     outer, settling = here.queue, here.settling
-    condition = None
+    shared = None
     try:
         here.queue = pool  # its done callbacks run on one of the pool's threads
         if call._start(here) is not None:
-            condition = call._finish(here, result, error)
+            shared = call._finish(here, result, error)
     except BaseException as strike:  # Ctrl-C
         unended.append((call, strike, here))
         here.settling = settling
@@ -58,7 +58,7 @@ def end_call(pool: object, call: Call[Any], result: Any, error: BaseException | 
         here.queue = outer
     del call, result, error
     try:
-        let_go(here, condition, settling)
+        let_go(here, shared, settling)
     except BaseException:  # as in `Call._run_now`
-        let_go(here, condition, settling)
+        let_go(here, shared, settling)
         raise

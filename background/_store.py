@@ -15,12 +15,12 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 __all__ = [
     "SHARED",
@@ -32,8 +32,12 @@ __all__ = [
     "Store",
     "StoreError",
     "StoredCall",
+    "holding",
     "token",
 ]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 FORMAT = 1
 APPLICATION = 0x62672D31  # says in the file's header whose it is
@@ -100,6 +104,21 @@ MOUNTS = Path("/proc/self/mounts")
 # Held for each statement, and while the process forks: SQLite's own locks, shared by all its
 # connections, must be free in the child. Reentrant for signal handlers and `__del__`.
 _lock = threading.RLock()
+
+
+def holding(lock: threading.RLock, function: Callable[P, T], *args: P.args, **kw: P.kwargs) -> T:
+    """Call a function under a lock.
+
+    Not by `with`: on CPython 3.14 Ctrl-C may strike between the taking of the lock and the
+    block, and it would never be given back. Here it is taken and noted in one step of C.
+    """
+    taken: list[bool] = []
+    try:
+        taken.extend(map(lock.acquire, (True,)))
+        return function(*args, **kw)
+    finally:
+        if taken:
+            lock.release()
 
 
 class StoreError(OSError):
@@ -386,8 +405,7 @@ class Store:
         deadline: float | None = None
         while True:
             try:
-                with _lock:
-                    return self._execute(sql, parameters)
+                return holding(_lock, self._execute, sql, parameters)
             except (sqlite3.Error, OverflowError) as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (
                     sqlite3.SQLITE_BUSY,
@@ -463,10 +481,12 @@ class Store:
 
     def close(self) -> None:
         """Close the connection; the next statement opens one again."""
-        with _lock:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.close()
+        holding(_lock, self._close)
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def __del__(self) -> None:
         self.close()
@@ -659,20 +679,21 @@ class Life:
 
     def close(self) -> None:
         """Close the file, unless others use it or this process is a worker."""
-        with _lock:
-            users = _users.setdefault(self._path, weakref.WeakSet())
-            users.discard(self)
-            if not users and all(path != self._path for path, _ in _held):
-                del _users[self._path]
-                if opened := _files.pop(self._path, None):
-                    os.close(opened[0])
+        holding(_lock, self._close)
+
+    def _close(self) -> None:
+        users = _users.setdefault(self._path, weakref.WeakSet())
+        users.discard(self)
+        if not users and all(path != self._path for path, _ in _held):
+            del _users[self._path]
+            if opened := _files.pop(self._path, None):
+                os.close(opened[0])
 
     def _file(self) -> int:
-        with _lock:
-            _users.setdefault(self._path, weakref.WeakSet()).add(self)
-            return self._open()
+        return holding(_lock, self._open)
 
     def _open(self) -> int:
+        _users.setdefault(self._path, weakref.WeakSet()).add(self)
         opened = _files.get(self._path)
         if opened is not None:
             with suppress(FileNotFoundError):

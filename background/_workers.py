@@ -123,10 +123,10 @@ class Worker:
             if several and calls and bell.empty():
                 bell.put(None)  # one ring wakes one worker; more calls want more
             try:
-                condition = call._run(here, now)
+                shared = call._run(here, now)
                 now = here.ended
             except BaseException as error:  # raised into this thread, between our lines
-                condition = None
+                shared = None
                 unended.append((call, error, here))
             if unended:
                 end_late()
@@ -134,8 +134,8 @@ class Worker:
             # or its failure are theirs alone.
             del call
             here.settling = None
-            if condition is not None or drains:
-                let_go(here, condition)
+            if shared is not None or drains:
+                let_go(here, shared)
         here.queue = None
         self.leave()
         bell.put(None)  # for the other workers, and for the next one that looks

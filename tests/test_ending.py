@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +355,57 @@ def test_ctrl_c_at_any_line(bound: int | None, tmp_path: Path) -> None:
     assert (lines, err) == (["0", "(0, 0, True)"], "")
 
 
+@pytest.mark.parametrize(
+    ("executor", "use"),
+    [
+        ("ThreadExecutor()", "result(20)"),
+        ("SQLiteExecutor('calls.db', start_worker=False)", "cancel()"),
+    ],
+)
+def test_ctrl_c_leaves_no_lock_taken(executor: str, use: str, tmp_path: Path) -> None:
+    """W1, W5: whatever Ctrl-C strikes, a call or a wait, other threads go on calling and waiting."""
+    lines, err = run(
+        f"""
+        from background import SQLiteExecutor, ThreadExecutor, _call, background, flush
+        call = background(executor={executor})(abs)
+        def use(): call(-1).{use}
+        """
+        """
+        import random
+        dice, strikes, armed = random.Random(7), 0, False
+        def handler(*_):
+            global armed
+            if armed:
+                armed = False
+                raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, handler)
+        def strike():
+            global armed, strikes
+            signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-6, 100e-6))
+            try:
+                armed = True
+                use()
+                armed = False
+            except KeyboardInterrupt:
+                strikes += 1
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            strike()
+        armed = False
+        assert strikes > 100
+        other = threading.Thread(target=use, daemon=True)
+        other.start()
+        other.join(20)
+        tell(str(other.is_alive()))
+        for each in list(_call.pending):
+            each.cancel()
+        flush(20)
+        """,
+        tmp_path,
+    )
+    assert (lines, err) == (["False"], "")
+
+
 class Strike:
     """Ctrl-C at the nth place where it can strike our code: a function's start or a call's end."""
 
@@ -362,7 +413,10 @@ class Strike:
         self.left = number
 
     def __call__(self, frame: Any, event: str, _: object) -> None:
-        files = [each.f_code.co_filename for each in (frame, frame.f_back) if each]
+        # In our own frames, and where a function that they call begins or ends. Not inside of
+        # that: from CPython 3.14.0 on, Ctrl-C may leave a lock of the pool's taken there.
+        frames = [frame] if event.startswith("c_") else [frame, frame.f_back]
+        files = [each.f_code.co_filename for each in frames if each]
         if event == "c_call" or not any(file.startswith(_call._FOLDER) for file in files):
             return
         while frame is not None:
@@ -388,6 +442,9 @@ STRUCK: dict[str, tuple[Callable[[], Executor], dict[str, Any]]] = {
     "the oldest is dropped": (ThreadExecutor, {"max_pending": 1, "overflow": "drop_oldest"}),
     "the newest is dropped": (ThreadExecutor, {"max_pending": 1, "overflow": "drop_newest"}),
     "cancel": (ThreadExecutor, {}),
+    "result": (ThreadExecutor, {}),
+    "a done callback": (ThreadExecutor, {}),
+    "wait": (ThreadExecutor, {}),
     "inline": (InlineExecutor, {}),
     "a pool refuses": (refusing, {}),
     "not to be pickled": (lambda: SQLiteExecutor("/nowhere/calls.db"), {}),
@@ -401,9 +458,12 @@ def open_when_held_up(backlog: Any, gate: threading.Event) -> None:
 
 
 @pytest.mark.parametrize("what", STRUCK)
-def test_ctrl_c_wherever_it_can_strike(what: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_ctrl_c_wherever_it_can_strike(
+    what: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """W5: wherever Ctrl-C strikes, no other call is lost, no place, and nothing waits for ever."""
     caplog.set_level(logging.CRITICAL)
+    monkeypatch.setattr(_call, "PATIENCE", 1)
     make, options = STRUCK[what]
     gate, started = threading.Event(), threading.Event()
     here = _call.this_thread()
@@ -424,8 +484,16 @@ def test_ctrl_c_wherever_it_can_strike(what: str, caplog: pytest.LogCaptureFixtu
         try:
             if what == "cancel":
                 first.cancel()
+            elif what == "result":
+                first.result(0.001)
+            elif what == "a done callback":
+                first.add_done_callback(ran.append)
+            elif what == "wait":
+                wait([first], 0.001)
             else:
                 call(threading.Lock())
+        except TimeoutError:
+            pass
         except KeyboardInterrupt:
             struck = True
         finally:
@@ -440,6 +508,27 @@ def test_ctrl_c_wherever_it_can_strike(what: str, caplog: pytest.LogCaptureFixtu
             assert not call._self_backlog.calls
             assert not call._self_backlog.line
         if not struck:
+            assert number > 10
+            break
+
+
+def test_ctrl_c_inside_a_durable_call(tmp_path: Path) -> None:
+    """W5: wherever Ctrl-C strikes, a durable call is in the file and pending, or neither."""
+    executor = SQLiteExecutor(tmp_path / "calls.db", start_worker=False)
+    call = background(executor=executor)(abs)
+    for number in itertools.count(1):
+        future = None
+        sys.setprofile(Strike(number))
+        try:
+            future = call(-number)
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        made = list(_call.pending)  # one, or none, whether or not its future was returned
+        assert [each.state for each in executor.calls()].count("waiting") == len(made)
+        assert all(each.cancel() for each in made)
+        if future:
             assert number > 10
             break
 

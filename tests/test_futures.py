@@ -69,15 +69,15 @@ def test_waiting_while_calls_end() -> None:
             assert len(called) == 6
 
 
-def test_a_condition_asked_for_while_the_call_ends() -> None:
-    """F1: who asks for the condition while a call ends sees it undone or done, and is woken."""
+def test_a_lock_asked_for_while_the_call_ends() -> None:
+    """F1: who asks for the lock while a call ends sees it undone or done, and is woken."""
     from background import _call
 
     with ThreadExecutor() as executor:
         ending, go = threading.Event(), threading.Event()
 
         class Slow(_call.Call[int]):
-            # Stand between the steps 2 and 3 of `_settle`: the worker has seen no condition.
+            # Stand between the steps 2 and 3 of `_settle`: the worker has seen nobody.
             @property  # type: ignore[override]
             def _shared(self) -> Any:
                 found = self.__dict__.get("found")
@@ -87,15 +87,15 @@ def test_a_condition_asked_for_while_the_call_ends() -> None:
                 return found
 
             @_shared.setter
-            def _shared(self, condition: Any) -> None:
-                self.__dict__["found"] = condition
-                if condition is not None:
+            def _shared(self, shared: Any) -> None:
+                self.__dict__["found"] = shared
+                if shared is not None:
                     go.set()
 
         bound = Mock(call=Slow)
         call = _call.put(executor, abs, (-1,), None, sys._getframe(), bound)
         assert ending.wait(10)
-        done, late = wait([call], timeout=10)  # makes the condition, and lets the worker go on
+        done, late = wait([call], timeout=10)  # makes the lock, and lets the worker go on
         assert (len(done), len(late)) == (1, 0)
 
 

@@ -174,20 +174,20 @@ class Steps(Part):
         try:
             return advance(*args)
         except StopIteration as end:
-            condition = call._finish(here, end.value)
+            shared = call._finish(here, end.value)
         except BaseException as error:  # SystemExit, too: asyncio would end the loop by it
             if self.interrupted and isinstance(error, asyncio.CancelledError):
                 here.cancelled += 1
-                condition = call._settle(here, CANCELLED)
+                shared = call._settle(here, CANCELLED)
             else:
-                condition = call._finish(here, error=error)
+                shared = call._finish(here, error=error)
         finally:
             here.call = outer
         del self.worker.running[call]
         self.call = self.steps = self.task = None
         worker = self.worker
         del call, advance, args
-        let_go(here, condition)
+        let_go(here, shared)
         if worker.is_over() and worker.bell.loop is not None:
             worker.bell.loop.stop()
         raise StopIteration

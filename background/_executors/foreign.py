@@ -142,14 +142,14 @@ class Shipment:
         here = this_thread()
         outer, here.queue = here.queue, self.executor._foreign
         try:
-            condition = call._run(here)
+            shared = call._run(here)
         except BaseException as error:  # raised into this thread, between our lines
-            condition = None
+            shared = None
             unended.append((call, error, here))
         here.queue = outer
         self.take()
         del call
-        let_go(here, condition)
+        let_go(here, shared)
 
     def done(self, future: Any) -> None:
         """Take over what became of the executor's future, unless the call ran here."""

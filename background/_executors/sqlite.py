@@ -36,7 +36,7 @@ from background._durable_worker import command, log_of, worker_of
 from background._elsewhere import end_call
 from background._errors import SHUT_DOWN, WorkerDied
 from background._pickling import pack_call, unpack_error
-from background._store import SOMEBODY, Life, Outcome, Store, StoredCall, StoreError, token
+from background._store import SOMEBODY, Life, Outcome, Store, StoredCall, StoreError, holding, token
 
 __all__ = ["SQLiteExecutor"]
 
@@ -145,20 +145,7 @@ class SQLiteExecutor(Executor):
             raise
 
     def _revoke(self, call: Call[Any]) -> bool:
-        desk, ticket = self._desk, call._kwargs
-        won = False
-        with desk.taking:
-            # Whoever pops it from the desk ends it: the thread that brings outcomes, or we.
-            if type(ticket) is not Ticket or desk.calls.pop(ticket.number, None) is None:
-                return False
-            try:
-                with suppress(StoreError):
-                    won = call in waiting and desk.store.cancel(ticket.key)
-            finally:
-                if not won:
-                    desk.calls[ticket.number] = call
-                    desk.attend()
-        return won
+        return holding(self._desk.taking, self._desk.revoke, call)
 
     def _wake(self) -> None:
         desk = self._desk
@@ -395,6 +382,21 @@ class Desk:
             call = self.calls.pop(number, None)
         return [] if call is None else [call]
 
+    def revoke(self, call: Call[Any]) -> bool:
+        """Take a call off the desk and out of the file, unless it has started."""
+        ticket, won = call._kwargs, False
+        # Whoever pops it from the desk ends it: the thread that brings outcomes, or we.
+        if type(ticket) is not Ticket or self.calls.pop(ticket.number, None) is None:
+            return False
+        try:
+            with suppress(StoreError):
+                won = call in waiting and self.store.cancel(ticket.key)
+        finally:
+            if not won:
+                self.calls[ticket.number] = call
+                self.attend()
+        return won
+
     def end(self, outcome: Outcome, here: Thread) -> None:
         """End a call as it ended in the file."""
         box = self.take(outcome.number)
@@ -430,9 +432,9 @@ class Desk:
         call._start(here)
         if call.done():
             return
-        condition = call._finish(here, result, error)
+        shared = call._finish(here, result, error)
         del call, result, error
-        let_go(here, condition)
+        let_go(here, shared)
 
     def miss(self, here: Thread) -> None:
         """Fail calls that are no longer in the file."""
