@@ -218,7 +218,7 @@ class Backlog:
             # In this order: when there were too many, the one found was the oldest or gone.
             if len(self.calls) <= self.max_pending:
                 return
-            if oldest._executor._revoke(oldest) and oldest._retract():
+            if oldest._withdraw():
                 this_thread().dropped += 1
             self.leave(oldest)  # if it could not be taken, it starts just now
 

@@ -514,13 +514,21 @@ class Call(Future[T]):
         next `await`. This is False all the same; the future is cancelled once the coroutine
         has let that error through, and has a result if it has not.
         """
-        if self._executor._revoke(self) and self._retract():
+        if self._withdraw():
             this_thread().cancelled += 1
             return True
         if self._state is CANCELLED:
             return True
         self._executor._interrupt(self)
         return False
+
+    def _withdraw(self) -> bool:
+        """Take the call back from whoever runs it, unless it has started."""
+        try:
+            return self._executor._revoke(self) and self._retract()
+        except BaseException:  # Ctrl-C between the two, say
+            self._executor._resume(self)
+            raise
 
     def cancelled(self) -> bool:
         """Return whether the call was cancelled before it started."""
@@ -914,6 +922,9 @@ class Executor(concurrent.futures.Executor):
     def _revoke(self, call: Call[Any]) -> bool:
         """Tell whether the call may be cancelled: whoever else runs it has given it back."""
         return True
+
+    def _resume(self, call: Call[Any]) -> None:
+        """See to it that a call ends, one way or the other, whose `_revoke` was interrupted."""
 
     def _interrupt(self, call: Call[Any]) -> None:
         """Ask a call that has started, perhaps, to end early, where that can be done."""

@@ -363,7 +363,7 @@ def test_ctrl_c_at_any_line(bound: int | None, tmp_path: Path) -> None:
     ],
 )
 def test_ctrl_c_leaves_no_lock_taken(executor: str, use: str, tmp_path: Path) -> None:
-    """W1, W5: whatever Ctrl-C strikes, a call or a wait, other threads go on calling and waiting."""
+    """W1, W5: whatever Ctrl-C strikes, a call or a wait, other threads call and wait as before."""
     lines, err = run(
         f"""
         from background import SQLiteExecutor, ThreadExecutor, _call, background, flush
@@ -442,6 +442,7 @@ STRUCK: dict[str, tuple[Callable[[], Executor], dict[str, Any]]] = {
     "the oldest is dropped": (ThreadExecutor, {"max_pending": 1, "overflow": "drop_oldest"}),
     "the newest is dropped": (ThreadExecutor, {"max_pending": 1, "overflow": "drop_newest"}),
     "cancel": (ThreadExecutor, {}),
+    "cancel in a pool": (lambda: ThreadPoolExecutor(1), {}),
     "result": (ThreadExecutor, {}),
     "a done callback": (ThreadExecutor, {}),
     "wait": (ThreadExecutor, {}),
@@ -471,7 +472,7 @@ def test_ctrl_c_wherever_it_can_strike(
         gate.clear()
         started.clear()
         executor = make()
-        if isinstance(executor, ThreadExecutor):
+        if isinstance(executor, ThreadExecutor) or what == "cancel in a pool":
             executor.submit(lambda: started.set() or gate.wait(20))
             assert started.wait(20)
         ran: list[object] = []
@@ -482,7 +483,7 @@ def test_ctrl_c_wherever_it_can_strike(
         sys.setprofile(Strike(number))
         struck = False
         try:
-            if what == "cancel":
+            if what.startswith("cancel"):
                 first.cancel()
             elif what == "result":
                 first.result(0.001)
@@ -503,7 +504,7 @@ def test_ctrl_c_wherever_it_can_strike(
         flush(20)
         if first is not None:
             assert first.done()
-            assert ran[:1] == [1] or what in ("cancel", "the oldest is dropped")
+            assert ran[:1] == [1] or what.startswith("cancel") or what == "the oldest is dropped"
         if call._self_backlog:
             assert not call._self_backlog.calls
             assert not call._self_backlog.line
@@ -525,12 +526,37 @@ def test_ctrl_c_inside_a_durable_call(tmp_path: Path) -> None:
             pass
         finally:
             sys.setprofile(None)
-        made = list(_call.pending)  # one, or none, whether or not its future was returned
+        made: list[Any] = list(
+            _call.pending
+        )  # one, or none, whether or not its future was returned
         assert [each.state for each in executor.calls()].count("waiting") == len(made)
         assert all(each.cancel() for each in made)
         if future:
             assert number > 10
             break
+
+
+def test_ctrl_c_while_a_durable_call_is_cancelled(tmp_path: Path) -> None:
+    """W5: wherever Ctrl-C strikes cancel(), a durable call is cancelled here and in the file."""
+    executor = SQLiteExecutor(tmp_path / "calls.db", start_worker=False)
+    call = background(executor=executor)(abs)
+    struck, number = True, 0
+    while struck:
+        number += 1
+        future: Any = call(-number)
+        sys.setprofile(Strike(number))
+        try:
+            future.cancel()
+            struck = False
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.setprofile(None)
+        future.cancel()
+        flush(20)
+        assert future.cancelled()
+        assert executor.calls()[-1].state == "cancelled"
+    assert number > 10
 
 
 @pytest.mark.parametrize("queued", [True, False])

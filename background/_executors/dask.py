@@ -214,6 +214,12 @@ class DaskExecutor(Executor):
             self._done([call], sent.future)
         return sent.asked
 
+    def _resume(self, call: Call[Any]) -> None:
+        if sent := self._sent.get(call):
+            sent.asked = False
+            if (future := sent.future) is not None and future.done():
+                self._done([call], future)
+
     def _forget(self, call: Call[Any]) -> None:
         self._sent.pop(call, None)
 

@@ -86,6 +86,15 @@ class ForeignExecutor(Executor):
         shipment.revoked = bool(future.cancel())
         return shipment.revoked
 
+    def _resume(self, call: Call[Any]) -> None:
+        shipment = self._shipments.get(call)
+        if shipment is None or (shipment.future is None and not shipment.pickled):
+            call._retract()  # `done` has left it to whoever asked, or was interrupted itself
+        else:
+            shipment.revoked = False
+            if shipment.future is not None and shipment.future.done():
+                shipment.done(shipment.future)
+
     def _forget(self, call: Call[Any]) -> None:
         if shipment := self._shipments.get(call):
             shipment.take()

@@ -147,6 +147,12 @@ class SQLiteExecutor(Executor):
     def _revoke(self, call: Call[Any]) -> bool:
         return holding(self._desk.taking, self._desk.revoke, call)
 
+    def _resume(self, call: Call[Any]) -> None:
+        ticket = call._kwargs
+        if type(ticket) is Ticket and call in waiting:
+            self._desk.calls[ticket.number] = call  # its outcome says whether it is cancelled
+            self._desk.attend()
+
     def _wake(self) -> None:
         desk = self._desk
         worker = worker_of(self._path)
@@ -219,8 +225,8 @@ class Desk:
         self.program = token()
         self.numbers = itertools.count(1)
         self.calls: dict[int, Call[Any]] = {}
-        # Held while a call is off the desk that may come back to it: its outcome would be read
-        # as that of a call for which nobody waits.
+        # Held while a call is cancelled in the file, and while one is taken off the desk: so
+        # the thread that brings outcomes leaves a cancelled one to whoever cancelled it.
         self.taking = threading.RLock()
         self.bell: SimpleQueue[None] = SimpleQueue()
         self.asked = False
@@ -383,19 +389,14 @@ class Desk:
         return [] if call is None else [call]
 
     def revoke(self, call: Call[Any]) -> bool:
-        """Take a call off the desk and out of the file, unless it has started."""
-        ticket, won = call._kwargs, False
-        # Whoever pops it from the desk ends it: the thread that brings outcomes, or we.
-        if type(ticket) is not Ticket or self.calls.pop(ticket.number, None) is None:
+        """Cancel a call in the file and take it off the desk, unless it has started."""
+        ticket = call._kwargs
+        if type(ticket) is not Ticket or ticket.number not in self.calls or call not in waiting:
             return False
-        try:
-            with suppress(StoreError):
-                won = call in waiting and self.store.cancel(ticket.key)
-        finally:
-            if not won:
-                self.calls[ticket.number] = call
-                self.attend()
-        return won
+        with suppress(StoreError):
+            # Whoever pops it from the desk ends it: the thread that brings outcomes, or we.
+            return self.store.cancel(ticket.key) and self.calls.pop(ticket.number, None) is call
+        return False
 
     def end(self, outcome: Outcome, here: Thread) -> None:
         """End a call as it ended in the file."""
