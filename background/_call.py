@@ -842,6 +842,7 @@ def put(
         executor._accept(call)
     except BaseException:
         try:
+            executor._revoke(call)  # if it has the call already
             call._retract()  # unless somebody took it already: then it runs
         except BaseException:  # Ctrl-C once more, or the end of the stack
             unended.append((call, None, here))

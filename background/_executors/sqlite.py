@@ -162,7 +162,7 @@ class SQLiteExecutor(Executor):
                 if call in waiting and type(ticket) is Ticket:
                     worker.run_now(ticket.key)
         if not desk.attend():
-            desk.run()  # no thread can be started: the outcomes are brought by this one
+            desk.run(own=False)  # no thread can be started: this one brings the outcomes
 
     def _stands(self, call: Call[Any]) -> str:
         return f" in a worker of {self._path}"
@@ -332,12 +332,12 @@ class Desk:
         self.store.close()
         self.life.close()
 
-    def run(self) -> None:
-        """Bring outcomes; without a thread of its own, until no call is pending."""
+    def run(self, *, own: bool = True) -> None:
+        """Bring outcomes; without a thread of its `own`, until no call is pending."""
         here = this_thread()
         while self.calls or not self.closed:
             if not self.calls:
-                if not self.asked:
+                if not own:
                     return
                 self.bell.get()
                 continue
