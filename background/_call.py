@@ -335,8 +335,15 @@ class Call(Future[T]):
         while trace is not None and trace.tb_frame.f_code.co_filename in own_files:
             trace = trace.tb_next
         BaseException.with_traceback(error, trace)  # past any __setattr__ that forbids it
-        guard = Guard(Unseen(error, name))
-        this_thread().failed += 1
+        here, failure = this_thread(), Unseen(error, name)
+        guard = Guard(failure)
+        # From here on nothing is called, so Ctrl-C can't strike: it is written down, counted
+        # and the outcome, or none of these.
+        if failure.key is not None:
+            failures.errors[failure.key] = error
+        unseen[failure] = None
+        failure.told = [False]
+        here.failed += 1
         self._error = error
         self._function = guard
 
@@ -1232,11 +1239,9 @@ class Unseen:
         self.name = name
         self.round = failures.round
         self.sayings = failures.sayings
-        self.told = [False]  # whoever pops it tells the failure, by log or by look, once
+        # Whoever pops it tells the failure, by log or by look, once; none before it is one.
+        self.told: list[bool] = []
         self.key = object() if len(failures.errors) < failures.KEPT else None
-        if self.key is not None:
-            failures.errors[self.key] = error
-        unseen[self] = None
 
     def look(self) -> None:
         """Note that somebody has seen the failure."""
