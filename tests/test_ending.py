@@ -359,7 +359,7 @@ def test_ctrl_c_at_any_line(bound: int | None, tmp_path: Path) -> None:
     ("executor", "use"),
     [
         ("ThreadExecutor()", "result(20)"),
-        ("SQLiteExecutor('calls.db', start_worker=False)", "cancel()"),
+        ("SQLiteExecutor(__file__ + '.db', start_worker=False)", "cancel()"),
     ],
 )
 def test_ctrl_c_leaves_no_lock_taken(executor: str, use: str, tmp_path: Path) -> None:
