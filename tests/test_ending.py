@@ -233,6 +233,38 @@ def test_forks_under_a_storm(tmp_path: Path) -> None:
     assert err == ""
 
 
+def test_a_fork_inside_a_wait(tmp_path: Path) -> None:
+    """W4: a call for which a thread waits that forks, in a handler, is cancelled in the child."""
+    lines, err = run(
+        """
+        import faulthandler
+        from concurrent.futures import CancelledError
+        from background import background
+        gate = threading.Event()
+        @background
+        def hang():
+            gate.wait(30)
+        def handler(*_):
+            if child := os.fork():
+                os.waitpid(child, 0)
+                gate.set()
+            else:
+                faulthandler.dump_traceback_later(10, exit=True)
+        signal.signal(signal.SIGALRM, handler)
+        future = hang()
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            future.result()
+        except CancelledError:
+            tell("cancelled")
+            os._exit(0)
+        tell("done")
+        """,
+        tmp_path,
+    )
+    assert (lines, err) == (["cancelled", "done"], "")
+
+
 def test_a_fork_inside_a_call(tmp_path: Path) -> None:
     """W4: a child that is forked inside a call can call and flush; the parent's call goes on."""
     lines, err = run(
