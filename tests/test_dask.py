@@ -112,6 +112,31 @@ def test_values_are_those_of_the_call(on_dask: Any, client: Any, tmp_path: Path)
     assert not later[0].cancel()
 
 
+def test_ctrl_c_while_a_call_is_cancelled(
+    on_dask: Any, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W5: a call ends all the same whose cancel() is interrupted, be it taken back or not."""
+    ask = client.run_on_scheduler
+
+    def interrupted(*args: Any, **kwargs: Any) -> None:
+        if asks:
+            ask(*args, **kwargs)
+        raise KeyboardInterrupt
+
+    holds = [on_dask(waiter(tmp_path))() for _ in range(2)]
+    wait_for_files(tmp_path, 2)
+    later = [on_dask(abs)(-i) for i in range(8)]
+    monkeypatch.setattr(client, "run_on_scheduler", interrupted)
+    for asks in (True, False):
+        with pytest.raises(KeyboardInterrupt):
+            later[-1 - asks].cancel()
+    (tmp_path / "go").touch()
+    flush(LIMIT)
+    assert later[-1].result() == 7
+    assert later[-2].cancelled() or isinstance(later[-2].exception(), WorkerDied)
+    assert all(each.done() for each in holds)
+
+
 def test_a_dropped_failure_is_logged_before_a_flush_returns(
     client: Any, tmp_path: Path, log: Log
 ) -> None:

@@ -216,8 +216,10 @@ class DaskExecutor(Executor):
 
     def _resume(self, call: Call[Any]) -> None:
         if sent := self._sent.get(call):
-            sent.asked = False
-            if (future := sent.future) is not None and future.done():
+            sent.asked, future = False, sent.future
+            if future is not None and future.cancelled():
+                call._retract()
+            elif future is not None and future.done():
                 self._done([call], future)
 
     def _forget(self, call: Call[Any]) -> None:
