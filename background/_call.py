@@ -216,8 +216,8 @@ class Shared:
         self.bells: list[SimpleQueue[None]] = []  # of the threads that wait, one a wait
         self.callbacks: list[Callable[[Any], object]] = []
         # For the standard `wait` and `as_completed` alone, which need the state to stand still
-        # while they look at it and leave a waiter. Nobody else takes it: Ctrl-C may strike
-        # between the taking and the `try`, and the worker would wait for ever.
+        # while they look at it and leave a waiter. Our own waits don't take it: Ctrl-C may strike
+        # between the taking and the `try`, and would hold up the worker, who changes the state.
         self.lock = threading.RLock()
         self.waiters: list[Any] = []
 
@@ -508,7 +508,7 @@ class Call(Future[T]):
     @property
     def _waiters(  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         self,
-    ) -> list[Any]:  # read by the standard library under the condition
+    ) -> list[Any]:  # read by the standard library under that lock
         return self._share().waiters
 
     def cancel(self) -> bool:
@@ -1066,13 +1066,12 @@ class Drain:
         """Return True once all is done, False if that takes longer than `seconds`."""
         deadline = math.inf if seconds is None else monotonic() + seconds
         while self._look():
-            rung = False
-            while not rung:
+            while True:
                 # Half a second at a time: a Ctrl-C that comes in the microseconds before a wait
                 # begins is seen when it ends, of ten that were sent on the exit's line one.
                 try:
                     self.bell.get(timeout=min(max(deadline - monotonic(), 0), 0.5))
-                    rung = True
+                    break
                 except Empty:
                     if monotonic() >= deadline:
                         return False

@@ -15,6 +15,8 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -453,13 +455,31 @@ class Strike:
         if event == "c_call" or not any(file.startswith(_call._FOLDER) for file in files):
             return
         while frame is not None:
-            if frame.f_code.co_name == "__del__":  # what is raised there goes no further
+            # What is raised in these, the last two callbacks of weak references, goes no further.
+            if frame.f_code.co_name in ("__del__", "_remove", "remove"):
                 return
             frame = frame.f_back
         self.left -= 1
         if self.left == 0:
             sys.setprofile(None)
             raise KeyboardInterrupt
+
+
+def struck(number: int, function: Callable[[], object]) -> bool:
+    """Call a function with Ctrl-C at the nth place; return whether it struck."""
+    sys.setprofile(Strike(number))
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def wait_in_vain(future: Any) -> None:
+    with suppress(TimeoutError):
+        future.result(0.001)
 
 
 def refusing() -> Executor:
@@ -513,25 +533,16 @@ def test_ctrl_c_wherever_it_can_strike(
         first = call(1) if started.is_set() else None
         if what == "held up":
             threading.Thread(target=open_when_held_up, args=(call._self_backlog, gate)).start()
-        sys.setprofile(Strike(number))
-        struck = False
-        try:
-            if what.startswith("cancel"):
-                first.cancel()
-            elif what == "result":
-                first.result(0.001)
-            elif what == "a done callback":
-                first.add_done_callback(ran.append)
-            elif what == "wait":
-                wait([first], 0.001)
-            else:
-                call(threading.Lock())
-        except TimeoutError:
-            pass
-        except KeyboardInterrupt:
-            struck = True
-        finally:
-            sys.setprofile(None)
+        if what.startswith("cancel"):
+            hit = struck(number, first.cancel)
+        elif what == "result":
+            hit = struck(number, partial(wait_in_vain, first))
+        elif what == "a done callback":
+            hit = struck(number, partial(first.add_done_callback, ran.append))
+        elif what == "wait":
+            hit = struck(number, partial(wait, [first], 0.001))
+        else:
+            hit = struck(number, partial(call, threading.Lock()))
         assert (here.call, here.settling, here.queue) == (None, None, None)
         gate.set()
         flush(20)
@@ -541,7 +552,7 @@ def test_ctrl_c_wherever_it_can_strike(
         if call._self_backlog:
             assert not call._self_backlog.calls
             assert not call._self_backlog.line
-        if not struck:
+        if not hit:
             assert number > 10
             break
 
@@ -550,19 +561,12 @@ def test_ctrl_c_wherever_it_can_strike(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_inside_a_durable_call(tmp_path: Path) -> None:
     """W5: wherever Ctrl-C strikes, a durable call is in the file and pending, or neither."""
-    struck, number = True, 0
-    while struck:
+    number, hit = 0, True
+    while hit:
         number += 1
         executor = SQLiteExecutor(tmp_path / f"{number}.db", start_worker=False)
         call = background(executor=executor)(abs)
-        sys.setprofile(Strike(number))
-        try:
-            call(-1)
-            struck = False
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.setprofile(None)
+        hit = struck(number, partial(call, -1))
         made: list[Any] = list(_call.pending)  # also one whose future was not returned
         assert [each.state for each in executor.calls()].count("waiting") == len(made)
         last: Any = call(-2)
@@ -578,18 +582,11 @@ def test_ctrl_c_while_a_durable_call_is_cancelled(tmp_path: Path) -> None:
     """W5: wherever Ctrl-C strikes cancel(), a durable call is cancelled here and in the file."""
     executor = SQLiteExecutor(tmp_path / "calls.db", start_worker=False)
     call = background(executor=executor)(abs)
-    struck, number = True, 0
-    while struck:
+    number, hit = 0, True
+    while hit:
         number += 1
         future: Any = call(-number)
-        sys.setprofile(Strike(number))
-        try:
-            future.cancel()
-            struck = False
-        except KeyboardInterrupt:
-            pass
-        finally:
-            sys.setprofile(None)
+        hit = struck(number, future.cancel)
         future.cancel()
         flush(20)
         assert future.cancelled()
