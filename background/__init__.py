@@ -22,15 +22,18 @@ write `@background(snapshot=True)`.
 
 from typing import TYPE_CHECKING, Any
 
-from background._call import Future
+import background._exit as _exit  # noqa: F401  # drains at the end of the program
+from background._core.future import Future
 from background._decorator import background
 from background._errors import BackgroundError, BacklogFull, FlushTimeout, WorkerDied
 from background._executors.dask import DaskExecutor
 from background._executors.inline import InlineExecutor
 from background._executors.process import ProcessExecutor
 from background._executors.threads import ThreadExecutor
-from background._runtime import configure, flush, stats
+from background._flush import flush
+from background._settings import configure
 from background._snapshot import snapshot
+from background._stats import stats
 
 if TYPE_CHECKING:
     from background._executors.sqlite import SQLiteExecutor

@@ -18,20 +18,13 @@ from types import FrameType
 from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
-from background._call import (
-    Call,
-    Executor,
-    Shared,
-    Thread,
-    describe,
-    logger,
-    pending,
-    put,
-    this_thread,
-    waiting,
-)
+from background._core.call import Call
+from background._core.executor import Executor, put
+from background._core.ledger import Thread, logger, pending, this_thread, waiting
+from background._core.naming import describe
+from background._core.waiting import Shared
 from background._errors import BacklogFull
-from background._runtime import PATIENCE, standing
+from background._flush import PATIENCE, standing
 
 __all__ = ["Backlog", "Overflow", "check_bound", "put_bounded"]
 

@@ -16,7 +16,9 @@ from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
 
-from background._call import Call, describe, logger
+from background._core.call import Call
+from background._core.ledger import logger
+from background._core.naming import describe
 from background._snapshot import (
     atoms,
     copy_array,

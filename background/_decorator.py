@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast,
 import wrapt
 
 from background._backlog import Backlog, Overflow, check_bound, put_bounded
-from background._call import Executor, Future, innermost, put
+from background._core.executor import Executor, put
+from background._core.future import Future
+from background._core.naming import innermost
 from background._executors.inline import InlineExecutor
-from background._runtime import check_executor, settings
+from background._settings import check_executor, settings
 from background._snapshot import copy_arguments
 
 __all__ = ["background"]

@@ -9,7 +9,8 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from background._call import Drain, describe
+from background._core.ledger import Drain
+from background._core.naming import describe
 
 __all__ = ["Progress"]
 

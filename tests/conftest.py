@@ -14,7 +14,7 @@ import pytest
 
 import background
 from background import InlineExecutor, ProcessExecutor, SQLiteExecutor, ThreadExecutor
-from background._call import failures
+from background._core.failures import failures
 from background._executors.foreign import ForeignExecutor
 
 hypothesis.settings.register_profile("patient", deadline=None)

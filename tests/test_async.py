@@ -23,7 +23,7 @@ from background import (
     FlushTimeout,
     InlineExecutor,
     ThreadExecutor,
-    _runtime,
+    _flush,
     background,
     configure,
     flush,
@@ -584,7 +584,7 @@ def test_bounds(blocked: Blocked) -> None:
 
 def test_a_long_wait_names_the_line(log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """T2: a wait that a coroutine holds up names the line at which the coroutine stands."""
-    monkeypatch.setattr(_runtime, "PATIENCE", 0.05)
+    monkeypatch.setattr(_flush, "PATIENCE", 0.05)
     started = threading.Event()
 
     async def part() -> None:
@@ -657,10 +657,10 @@ def test_the_end_drains_coroutines(tmp_path: Path) -> None:
         + """
 atexit.register(lambda: tell(f"late {slow('at exit').result()}"))
 import background as b
-atexit.unregister(b._runtime.drain_at_exit)
+atexit.unregister(b._exit.drain_at_exit)
 atexit.register(lambda: slow("early"))
 def last():
-    b._runtime.drain_at_exit()
+    b._exit.drain_at_exit()
     slow("last")
 atexit.register(last)
 for i in range(3): slow(i)

@@ -16,11 +16,12 @@ from background import (
     Future,
     InlineExecutor,
     _backlog,
-    _call,
     background,
     flush,
     stats,
 )
+from background._core import ledger
+from background._core.hints import forget_growth
 
 DROPS = ["drop_oldest", "drop_newest", "raise"]
 ALL = ["block", *DROPS]
@@ -314,7 +315,7 @@ def test_flush_waits_for_a_call_that_a_call_is_held_up_with(held: Held) -> None:
     in_thread(inline)
     wait_until(lambda: backlog_of(bounded).line)
     flushed = in_thread(flush)
-    wait_until(lambda: _call.drains)
+    wait_until(lambda: ledger.drains)
     held.gate.set()
     assert going.wait(20)
     flushed.join(0.3)
@@ -406,7 +407,7 @@ def test_flush_does_not_wait_for_who_is_held_up(held: Held) -> None:
     thread = in_thread(call, 1)
     wait_until(lambda: backlog_of(call).line)
     flushing = in_thread(flush, 20)
-    wait_until(lambda: _call.drains)
+    wait_until(lambda: ledger.drains)
     held.gate.set()
     flushing.join(20)
     assert not flushing.is_alive()
@@ -503,8 +504,7 @@ def test_the_end_frees_who_is_held_up(drops: bool, tmp_path: Path) -> None:
 
 def test_an_unbounded_backlog_is_said(held: Held, log: Log) -> None:
     """C5: 10,000 waiting calls are said once, and 100,000, with the function and the growth."""
-    _call._marks.clear()
-    _call._mark = 1_000
+    forget_growth()
     call = background(executor=held.executor)(abs)
     futures = [call(-1) for _ in range(9_000)]
     assert not log.warnings

@@ -20,7 +20,7 @@ import pytest
 from conftest import Held, Log
 
 from background import background, configure, flush
-from background._call import watchers
+from background._core.ledger import watchers
 from background._debug import told
 
 

@@ -1,5 +1,6 @@
 """The chapter Waiting and ending of the contract."""
 
+import _thread
 import copy
 import gc
 import itertools
@@ -29,13 +30,13 @@ from background import (
     InlineExecutor,
     SQLiteExecutor,
     ThreadExecutor,
-    _call,
-    _workers,
     background,
     configure,
     flush,
     stats,
 )
+from background._core import call as calls
+from background._core import failures, ledger
 
 HEAD = """\
 import atexit, os, signal, sys, threading, time
@@ -401,7 +402,8 @@ def test_ctrl_c_leaves_no_lock_taken(executor: str, use: str, tmp_path: Path) ->
     """W1, W5: whatever Ctrl-C strikes, a call or a wait, other threads call and wait as before."""
     lines, err = run(
         f"""
-        from background import SQLiteExecutor, ThreadExecutor, _call, background, flush
+        from background import SQLiteExecutor, ThreadExecutor, background, flush
+        from background._core.ledger import pending
         call = background(executor={executor})(abs)
         def use(): call(-1).{use}
         """
@@ -432,7 +434,7 @@ def test_ctrl_c_leaves_no_lock_taken(executor: str, use: str, tmp_path: Path) ->
         other.start()
         other.join(20)
         tell(str(other.is_alive()))
-        for each in list(_call.pending):
+        for each in list(pending):
             each.cancel()
         flush(20)
         """,
@@ -452,7 +454,7 @@ class Strike:
         # that: from CPython 3.14.0 on, Ctrl-C may leave a lock of the pool's taken there.
         frames = [frame] if event.startswith("c_") else [frame, frame.f_back]
         files = [each.f_code.co_filename for each in frames if each]
-        if event == "c_call" or not any(file.startswith(_call._FOLDER) for file in files):
+        if event == "c_call" or not any(file.startswith(failures._FOLDER) for file in files):
             return
         while frame is not None:
             # What is raised in these, the last two callbacks of weak references, goes no further.
@@ -517,10 +519,10 @@ def test_ctrl_c_wherever_it_can_strike(
 ) -> None:
     """W5: wherever Ctrl-C strikes, no other call is lost, no place, and nothing waits for ever."""
     caplog.set_level(logging.CRITICAL)
-    monkeypatch.setattr(_call, "PATIENCE", 1)
+    monkeypatch.setattr(calls, "PATIENCE", 1)
     make, options = STRUCK[what]
     gate, started = threading.Event(), threading.Event()
-    here = _call.this_thread()
+    here = ledger.this_thread()
     for number in itertools.count(1):
         gate.clear()
         started.clear()
@@ -567,7 +569,7 @@ def test_ctrl_c_inside_a_durable_call(tmp_path: Path) -> None:
         executor = SQLiteExecutor(tmp_path / f"{number}.db", start_worker=False)
         call = background(executor=executor)(abs)
         hit = struck(number, partial(call, -1))
-        made: list[Any] = list(_call.pending)  # also one whose future was not returned
+        made: list[Any] = list(ledger.pending)  # also one whose future was not returned
         assert [each.state for each in executor.calls()].count("waiting") == len(made)
         last: Any = call(-2)
         for each in [*made, last]:
@@ -673,14 +675,14 @@ def test_no_thread_can_be_started(workers: int, monkeypatch: pytest.MonkeyPatch)
     executor = ThreadExecutor(2)
     if workers:
         executor.submit(abs, 1).result()
-    monkeypatch.setattr(_workers._thread, "start_new_thread", fail)
+    monkeypatch.setattr(_thread, "start_new_thread", fail)
     futures = [executor.submit(abs, -i) for i in range(10)]
     assert [future.result(10) for future in futures] == list(range(10))
 
 
 def test_ctrl_c_while_a_worker_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """W5: Ctrl-C before or after the start of a worker's thread leaves an executor that works."""
-    start = _workers._thread.start_new_thread
+    start = _thread.start_new_thread
 
     def before(*_: object) -> None:
         raise KeyboardInterrupt
@@ -691,10 +693,10 @@ def test_ctrl_c_while_a_worker_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> 
 
     for strike in (before, after):
         executor = ThreadExecutor()
-        monkeypatch.setattr(_workers._thread, "start_new_thread", strike)
+        monkeypatch.setattr(_thread, "start_new_thread", strike)
         with pytest.raises(KeyboardInterrupt):
             executor.submit(abs, -1)
-        monkeypatch.setattr(_workers._thread, "start_new_thread", start)
+        monkeypatch.setattr(_thread, "start_new_thread", start)
         seen: list[int] = []
         for i in range(1000):
             executor.submit(seen.append, i)
@@ -803,21 +805,21 @@ def test_several_threads_flush() -> None:
 def test_a_flush_that_ends_while_a_call_does(held: Held) -> None:
     """W1: a flush that ends while a worker tells all flushes of a call hides none of them."""
 
-    class Ends(_call.Drain):
+    class Ends(ledger.Drain):
         @property  # type: ignore[override]
         def watched(self) -> None:
-            if self in _call.drains:
-                _call.drains.remove(self)  # as `flush` does on another thread, just now
+            if self in ledger.drains:
+                ledger.drains.remove(self)  # as `flush` does on another thread, just now
 
         @watched.setter
         def watched(self, call: Any) -> None: ...
 
-    with _call.Drain(time.monotonic()) as second:
-        _call.drains.insert(0, Ends(0.0))
+    with ledger.Drain(time.monotonic()) as second:
+        ledger.drains.insert(0, Ends(0.0))
         assert second._look()  # it watches the call that is held
         held.gate.set()
         assert second.bell.get(timeout=20) is None
-    assert _call.drains == []
+    assert ledger.drains == []
 
 
 def test_flush_timeout(held: Held) -> None:

@@ -26,7 +26,7 @@ from conftest import Log
 from test_ending import run
 
 from background import FlushTimeout, ThreadExecutor, background, configure, flush, stats
-from background._call import pending
+from background._core.ledger import pending
 
 POOLS: dict[str, Callable[[], Executor]] = {
     "threads": lambda: ThreadPoolExecutor(1),

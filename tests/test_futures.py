@@ -71,12 +71,13 @@ def test_waiting_while_calls_end() -> None:
 
 def test_a_lock_asked_for_while_the_call_ends() -> None:
     """F1: who asks for the lock while a call ends sees it undone or done, and is woken."""
-    from background import _call
+    from background._core.call import Call
+    from background._core.executor import put
 
     with ThreadExecutor() as executor:
         ending, go = threading.Event(), threading.Event()
 
-        class Slow(_call.Call[int]):
+        class Slow(Call[int]):
             # Stand between the steps 2 and 3 of `_settle`: the worker has seen nobody.
             @property  # type: ignore[override]
             def _shared(self) -> Any:
@@ -93,7 +94,7 @@ def test_a_lock_asked_for_while_the_call_ends() -> None:
                     go.set()
 
         bound = Mock(call=Slow)
-        call = _call.put(executor, abs, (-1,), None, sys._getframe(), bound)
+        call = put(executor, abs, (-1,), None, sys._getframe(), bound)
         assert ending.wait(10)
         done, late = wait([call], timeout=10)  # makes the lock, and lets the worker go on
         assert (len(done), len(late)) == (1, 0)

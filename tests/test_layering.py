@@ -1,28 +1,111 @@
-"""The layout: arrows point down only."""
+"""The layout: arrows point down only, folders included, and nothing is too large to read."""
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import background
 
 ROOT = Path(background.__file__).parent
-LAYERS = ["_channel", "_pickling", "_worker", "_store", "_durable_worker", "_errors", "_snapshot"]
-LAYERS += ["_call", "_debug", "_progress", "_elsewhere", "_workers", "_executors", "_runtime"]
-LAYERS += ["_backlog", "_decorator", "", "_demo", "_durable_commands", "__main__"]
+# From the ground up: no file imports one of its own line or of a line above it.
+FLOORS = """
+_errors _executors.process.channel _core.naming
+_pickling.errors _pickling.names _core.ledger
+_pickling.functions _core.failures _core.hints _core.waiting
+_pickling.refusals _core.future
+_pickling.calls _core.call
+_pickling _core.executor
+_executors.process.worker _snapshot.containers
+_snapshot.libraries _executors.sqlite.locks
+_snapshot.snapshot _executors.sqlite.file
+_snapshot _executors.sqlite.store
+_debug _progress _executors.elsewhere _executors.workers _executors.sqlite.supervisor
+_executors.inline _executors.threads _executors.eventloop _executors.foreign
+_executors.process.child _executors.sqlite.worker _executors.dask.cluster
+_executors.process.executor _executors.sqlite.outcomes _executors.dask.executor
+_executors.sqlite.executor
+_settings _stats
+_flush
+_backlog _exit
+_decorator
+.
+_picture
+_demo _executors.sqlite.commands
+__main__
+"""
+FLOOR = {name: i for i, line in enumerate(FLOORS.split("\n")) for name in line.split()}
+FOLDERS = {"_core", "_executors", "_executors.process", "_executors.sqlite", "_executors.dask"}
 
 
-def imports(path: Path) -> list[str]:
-    tree = ast.walk(ast.parse(path.read_text("utf-8")))
-    return [n.module or "" for n in tree if isinstance(n, ast.ImportFrom)]
+def name_of(path: Path) -> str:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    return name.removesuffix("__init__").removesuffix(".") or "."
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yield what a file of the package imports from the package when it runs."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            if name == "background" or name.startswith("background."):
+                yield name.removeprefix("background").removeprefix(".") or "."
+        yield from imports(node)
+
+
+FILES = {
+    name_of(path): path
+    for path in ROOT.rglob("*.py")
+    # A folder's `__init__.py` that only says what the folder is has no floor.
+    if name_of(path) not in FOLDERS
+}
+ARROWS = {name: set(imports(ast.parse(path.read_text("utf-8")))) for name, path in FILES.items()}
 
 
 def test_arrows_point_down() -> None:
-    """No module imports one of its own layer or of one above; wrapt has one door."""
-    for path in ROOT.rglob("*.py"):
-        name = path.relative_to(ROOT).with_suffix("").as_posix().removesuffix("__init__")
-        mine = LAYERS.index(name.split("/")[0])
-        for target in imports(path):
-            if target.split(".")[0] == "background":
-                theirs = LAYERS.index([*target.split("."), ""][1])
-                assert theirs < mine, f"{path.name} imports {target}"
-        assert ("import wrapt" in path.read_text("utf-8")) == (name == "_decorator")
+    """No file imports one of its own floor or of one above."""
+    assert set(FILES) == set(FLOOR)
+    for name, targets in ARROWS.items():
+        for target in targets:
+            assert FLOOR[target] < FLOOR[name], f"{name} imports {target}"
+
+
+def test_folders_point_down() -> None:
+    """No two folders import each other."""
+    folder = {name: name.rpartition(".")[0] for name in [*FILES, *FOLDERS]}
+    arrows = {
+        (folder[name], folder[target])
+        for name, targets in ARROWS.items()
+        for target in targets
+        if folder[name] and folder[target] and folder[name] != folder[target]
+    }
+    assert not [arrow for arrow in arrows if arrow[::-1] in arrows]
+
+
+def test_wrapt_has_one_door() -> None:
+    """One file alone knows wrapt."""
+    knows = [name for name, path in FILES.items() if "import wrapt" in path.read_text("utf-8")]
+    assert knows == ["_decorator"]
+
+
+def test_folders_say_what_they_are() -> None:
+    """The `__init__.py` of a folder runs no code of the package: a worker loads a file alone."""
+    for folder in FOLDERS:
+        tree = ast.parse((ROOT / folder.replace(".", "/") / "__init__.py").read_text("utf-8"))
+        assert len(tree.body) == 1
+        assert ast.get_docstring(tree)
+
+
+def test_nothing_is_too_large_to_read() -> None:
+    """No file has more than 400 lines, no class more than 250."""
+    for name, path in FILES.items():
+        text = path.read_text("utf-8")
+        assert text.count("\n") <= 400, name
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                assert (node.end_lineno or 0) - node.lineno < 250, f"{name}: {node.name}"

@@ -33,7 +33,7 @@ from background import (
     ProcessExecutor,
     ThreadExecutor,
     WorkerDied,
-    _runtime,
+    _flush,
     flush,
 )
 from background._channel import Channel
@@ -1025,7 +1025,7 @@ def test_a_long_wait_names_the_process(
     executor: ProcessExecutor, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """T2: a long wait says in which process the call runs that holds it up."""
-    monkeypatch.setattr(_runtime, "PATIENCE", 0.01)
+    monkeypatch.setattr(_flush, "PATIENCE", 0.01)
     pid = executor.submit(os.getpid).result(20)
     executor.submit(signal.pause)
     with pytest.raises(FlushTimeout):

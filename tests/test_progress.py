@@ -114,7 +114,7 @@ def test_nothing_without_a_person(held: Held, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(_progress, "DELAY", 0.0)
     with pytest.raises(FlushTimeout):
         flush(0.01)
-    drain = package._call.Drain(0)
+    drain = package._core.ledger.Drain(0)
     assert _progress.Progress(drain, "flush()", None).due == float("inf")
     assert _progress.Progress(drain, "flush()", False).due == float("inf")
     assert _progress.Progress(drain, "flush()", True).due < float("inf")
@@ -184,7 +184,7 @@ def test_a_broken_bar_breaks_nothing(held: Held, monkeypatch: pytest.MonkeyPatch
 
 def test_children_count() -> None:
     """W2: calls that calls make are added to the number of all."""
-    drain = package._call.Drain(0)
+    drain = package._core.ledger.Drain(0)
     shown = _progress.Progress(drain, "flush()", True)
     shown.draw = lambda: None  # type: ignore[method-assign]
     counts = []

@@ -26,7 +26,8 @@ from background import (
     stats,
 )
 from background._backlog import Overflow
-from background._call import failures, logger
+from background._core.failures import failures
+from background._core.ledger import logger
 
 POOL = ThreadPoolExecutor(1)
 

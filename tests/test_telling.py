@@ -11,11 +11,12 @@ from background import (
     FlushTimeout,
     InlineExecutor,
     ThreadExecutor,
-    _call,
-    _runtime,
-    _workers,
+    _flush,
     flush,
 )
+from background._core import call, ledger
+from background._core.hints import Computing
+from background._executors import workers
 
 
 class Clock:
@@ -23,10 +24,10 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wall = self.cpu = 1.0
-        monkeypatch.setattr(_call, "monotonic", lambda: self.wall)
-        monkeypatch.setattr(_workers, "monotonic", lambda: self.wall)
-        monkeypatch.setattr(_call, "thread_time", lambda: self.cpu)
-        monkeypatch.setattr(_call, "computing", _call.Computing())
+        for module in (call, ledger, workers):
+            monkeypatch.setattr(module, "monotonic", lambda: self.wall)
+        monkeypatch.setattr(ledger, "thread_time", lambda: self.cpu)
+        monkeypatch.setattr(call, "computing", Computing())
 
     def waits(self, seconds: float = 0.1) -> None:
         self.wall += seconds
@@ -106,7 +107,7 @@ def test_callables_of_every_kind_are_told(clock: Clock, log: Log) -> None:
 
 def test_a_long_wait_explains_itself(held: Held, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     """T2: a long wait names the call that holds it up, its place, and where it stands."""
-    monkeypatch.setattr(_runtime, "PATIENCE", 0.01)
+    monkeypatch.setattr(_flush, "PATIENCE", 0.01)
     start = time.monotonic()
     with pytest.raises(FlushTimeout):
         flush(0.3)

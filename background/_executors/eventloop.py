@@ -14,8 +14,11 @@ from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
-from background._call import CANCELLED, Call, Thread, let_go, own_files, this_thread, where
-from background._workers import Queue, Worker, WorkerExecutor
+from background._core.call import Call
+from background._core.failures import own_files
+from background._core.ledger import CANCELLED, Thread, let_go, this_thread
+from background._core.naming import where
+from background._executors.workers import Queue, Worker, WorkerExecutor
 
 __all__ = ["ToEnd", "event_loop"]
 

@@ -10,20 +10,12 @@ from functools import reduce
 from types import FunctionType, MethodType
 from typing import Any
 
-from background._call import (
-    Call,
-    Executor,
-    Thread,
-    let_go,
-    run_here,
-    this_thread,
-    threads,
-    unended,
-    waiting,
-)
+from background._core.call import Call
+from background._core.executor import Executor, run_here
+from background._core.ledger import Thread, let_go, this_thread, threads, unended, waiting
 from background._debug import Watched
-from background._elsewhere import drain_before_end_of, end_call, has_ended
 from background._errors import SHUT_DOWN
+from background._executors.elsewhere import drain_before_end_of, end_call, has_ended
 from background._snapshot import Failed
 
 __all__ = ["ForeignExecutor"]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from background._call import Call, Executor, run_here
+from background._core.call import Call
+from background._core.executor import Executor, run_here
 from background._errors import SHUT_DOWN
 
 __all__ = ["InlineExecutor"]

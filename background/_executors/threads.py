@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from background._workers import WorkerExecutor
+from background._executors.workers import WorkerExecutor
 
 __all__ = ["ThreadExecutor"]
 

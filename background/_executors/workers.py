@@ -14,14 +14,13 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
-from background._call import (
-    Call,
-    Executor,
+from background._core.call import Call
+from background._core.executor import Executor, run_here
+from background._core.ledger import (
     Thread,
     drains,
     end_late,
     let_go,
-    run_here,
     this_thread,
     threads,
     unended,

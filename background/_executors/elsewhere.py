@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from background._call import Call, let_go, this_thread, unended
+from background._core.call import Call
+from background._core.ledger import let_go, this_thread, unended
 
 __all__ = ["at_end", "drain_before_end_of", "end_call", "has_ended"]
 

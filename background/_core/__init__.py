@@ -1,0 +1,1 @@
+"""One call, from the moment it is made until nobody holds it."""

@@ -1,0 +1,119 @@
+"""What happens at the program's end, and in the child of a fork."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+from contextlib import suppress
+from time import monotonic
+
+from background._core.failures import forget_failures, log_unseen
+from background._core.hints import forget_growth
+from background._core.ledger import Drain, logger, pending, start_afresh
+from background._core.naming import describe
+from background._executors.elsewhere import at_end
+from background._executors.workers import end_workers, forget_workers
+from background._flush import standing, wait_and_tell
+from background._settings import settings
+
+__all__: list[str] = []
+
+
+def drain_at_exit() -> None:
+    """Wait for all calls before the program ends (W3)."""
+    with suppress(KeyboardInterrupt):
+        # Twice: for the calls that come while the first round ends.
+        if drain_or_drop():
+            end_workers()
+            drain_or_drop()
+        end_workers()
+        log_unseen()
+        if count := sum(call._executor._outlives for call in list(pending)):
+            logger.warning(
+                "%d durable call%s go%s on without this program",
+                count,
+                "s" * (count != 1),
+                "es" * (count == 1),
+            )
+
+
+def drain_before_pools_end() -> None:
+    """Wait for all calls as long as the pools of others take and run any."""
+    with suppress(KeyboardInterrupt):
+        drain_or_drop(last=False)
+
+
+def drain_or_drop(last: bool = True) -> bool:
+    """Wait for all calls; return False if some were dropped instead."""
+    with Drain(monotonic(), at_exit=True) as drain:
+        try:
+            if drain_or_tell(drain):
+                return True
+            why = f"exit_timeout={settings.exit_timeout} s has passed"
+        except KeyboardInterrupt:
+            why = "interrupted"
+        if last:
+            with suppress(ValueError):  # not the main thread: no Ctrl-C comes here
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+        drop(why)
+        return False
+
+
+def drain_or_tell(drain: Drain) -> bool:
+    """Wait as long as `exit_timeout` allows; say so if it takes more than a second."""
+    timeout = settings.exit_timeout
+    deadline = None if timeout is None else drain.before + timeout
+    if drain.wait(1.0 if timeout is None else min(1.0, timeout)):
+        return True
+    if timeout is None or timeout > 1.0:
+        count = len(drain.calls())
+        logger.warning(
+            "the program's end waits for %d background call%s; Ctrl-C drops them",
+            count,
+            "s" * (count != 1),
+        )
+    return wait_and_tell(drain, deadline, "the program's end")
+
+
+def drop(why: str) -> None:
+    """Cancel what has not started and say how many calls are dropped, and which one runs."""
+    calls = [call for call in list(pending) if not call._executor._outlives]
+    running = [
+        f"; {describe(call)} {standing(call)}, and is given up" for call in calls if call.running()
+    ]
+    count = sum(call.cancel() for call in calls)
+    logger.warning(
+        "%s: dropped %d background call%s that had not started%s",
+        why,
+        count,
+        "s" * (count != 1),
+        "".join(running),
+    )
+
+
+_forked = False
+
+
+def drain_in_forked_child() -> None:
+    # `multiprocessing` ends its forked children without atexit hooks, by this hook alone.
+    if _forked:
+        drain_at_exit()
+
+
+def after_fork() -> None:
+    """Start with an empty ledger and new workers in the child of a fork (W4)."""
+    global _forked
+    _forked = True
+    start_afresh()
+    forget_failures()
+    forget_growth()
+    forget_workers()
+
+
+atexit.register(drain_at_exit)
+if register := getattr(threading, "_register_atexit", None):
+    register(drain_in_forked_child)
+at_end.append(drain_before_pools_end)
+os.register_at_fork(after_in_child=after_fork)
