@@ -106,15 +106,15 @@ def outcome(
 def run(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run one call, and wait for the calls that it made in its turn."""
     here = outer = None
-    if ledger := sys.modules.get("background._call"):
-        here = ledger.this_thread()
+    if core := sys.modules.get("background._core.executor"):
+        here = core.this_thread()
         outer = here.call
-        here.call = ledger.stand_in(function, monotonic())
+        here.call = core.stand_in(function, monotonic())
     try:
         return contextvars.copy_context().run(function, *args, **kwargs)
     finally:
         if here is not None:
             here.call = outer
-        if (ledger := sys.modules.get("background._call")) and ledger.pending:
+        if (ledger := sys.modules.get("background._core.ledger")) and ledger.pending:
             with ledger.Drain(monotonic(), at_exit=True) as drain:
                 drain.wait()

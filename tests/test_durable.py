@@ -22,7 +22,8 @@ import pytest
 from conftest import GIL, Log
 
 import background as package
-from background import SQLiteExecutor, WorkerDied, _call, _durable_worker, _store, flush, stats
+from background import SQLiteExecutor, WorkerDied, _durable_worker, _store, flush, stats
+from background._core import ledger
 from background._executors import sqlite
 from background._store import SUPERVISOR, Life, Store, StoreError
 
@@ -483,7 +484,7 @@ def test_a_dropped_failure_is_logged_before_flush_returns(
 
     def let_go(*args: Any) -> None:
         logged.append(len(log.errors))
-        _call.let_go(*args)
+        ledger.let_go(*args)
 
     monkeypatch.setattr(sqlite, "let_go", let_go)
     executor.submit(calls.fail, "no")

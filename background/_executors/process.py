@@ -18,11 +18,14 @@ from types import CodeType
 from typing import Any, cast
 
 import background._channel as channels
-from background._call import Call, describe, logger, own_files, this_thread
 from background._channel import CALL, MOVE, RAISED, Channel, Message
+from background._core.call import Call
+from background._core.failures import own_files
+from background._core.ledger import logger, this_thread
+from background._core.naming import describe
 from background._errors import WorkerDied
+from background._executors.workers import Queue, Worker, WorkerExecutor
 from background._pickling import LARGE, dragged, pack_call, unpack_call, unpack_error
-from background._workers import Queue, Worker, WorkerExecutor
 
 __all__ = ["ProcessExecutor"]
 

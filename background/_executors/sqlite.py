@@ -22,19 +22,13 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any, NamedTuple
 
-from background._call import (
-    Call,
-    Executor,
-    Thread,
-    describe,
-    let_go,
-    logger,
-    this_thread,
-    waiting,
-)
+from background._core.call import Call
+from background._core.executor import Executor
+from background._core.ledger import Thread, let_go, logger, this_thread, waiting
+from background._core.naming import describe
 from background._durable_worker import command, log_of, worker_of
-from background._elsewhere import end_call
 from background._errors import SHUT_DOWN, WorkerDied
+from background._executors.elsewhere import end_call
 from background._pickling import pack_call, unpack_error
 from background._store import SOMEBODY, Life, Outcome, Store, StoredCall, StoreError, holding, token
 
