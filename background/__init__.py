@@ -26,9 +26,9 @@ import background._exit as _exit  # noqa: F401  # drains at the end of the progr
 from background._core.future import Future
 from background._decorator import background
 from background._errors import BackgroundError, BacklogFull, FlushTimeout, WorkerDied
-from background._executors.dask import DaskExecutor
+from background._executors.dask.executor import DaskExecutor
 from background._executors.inline import InlineExecutor
-from background._executors.process import ProcessExecutor
+from background._executors.process.executor import ProcessExecutor
 from background._executors.threads import ThreadExecutor
 from background._flush import flush
 from background._settings import configure
@@ -36,7 +36,7 @@ from background._snapshot import snapshot
 from background._stats import stats
 
 if TYPE_CHECKING:
-    from background._executors.sqlite import SQLiteExecutor
+    from background._executors.sqlite.executor import SQLiteExecutor
 
 __all__ = [
     "BackgroundError",
@@ -60,7 +60,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Loaded by those who use it: it takes as long to import as all the rest.
     if name == "SQLiteExecutor":
-        from background._executors.sqlite import SQLiteExecutor
+        from background._executors.sqlite.executor import SQLiteExecutor
 
         return globals().setdefault(name, SQLiteExecutor)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from background import _demo, _durable_commands
-from background._store import StoreError
+from background import _demo
+from background._executors.sqlite import commands as durable
+from background._executors.sqlite.store import StoreError
 
 __all__ = ["main"]
 
@@ -131,12 +132,12 @@ def run(given: argparse.Namespace) -> int:
         _demo.run(getattr(given, "folder", None), getattr(given, "steps", None), given.latency)
         return 0
     if given.command == "worker":
-        return _durable_commands.worker(
+        return durable.worker(
             given.path, given.workers, drain=given.drain, synchronous=given.synchronous
         )
     if given.command == "status":
-        return _durable_commands.status(given.path, as_json=given.json)
-    change = _durable_commands.retry if given.command == "retry" else _durable_commands.purge
+        return durable.status(given.path, as_json=given.json)
+    change = durable.retry if given.command == "retry" else durable.purge
     return change(given.path, given.ids or None)
 
 

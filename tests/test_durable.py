@@ -22,10 +22,12 @@ import pytest
 from conftest import GIL, Log
 
 import background as package
-from background import SQLiteExecutor, WorkerDied, _durable_worker, _store, flush, stats
+from background import SQLiteExecutor, WorkerDied, flush, stats
 from background._core import ledger
-from background._executors import sqlite
-from background._store import SUPERVISOR, Life, Store, StoreError
+from background._executors.sqlite import executor as sqlite
+from background._executors.sqlite import store as store_module
+from background._executors.sqlite import worker as worker_module
+from background._executors.sqlite.store import SUPERVISOR, Life, Store, StoreError
 
 ROOT = str(Path(package.__file__).parent.parent)
 HERE = str(Path(__file__).parent)
@@ -248,7 +250,7 @@ def test_the_clock_set_back(
     """C2: calls run in the order in which they were made though the clock is set back."""
     now = time.time()
     for i in range(5):
-        monkeypatch.setattr(_store.time, "time", lambda i=i: now - 1000 * i)
+        monkeypatch.setattr(store_module.time, "time", lambda i=i: now - 1000 * i)
         quiet.submit(calls.write, str(tmp_path / "log"), str(i))
     monkeypatch.undo()
     say("worker", "--drain", file)
@@ -407,7 +409,7 @@ def test_a_signal_handler_in_the_middle(
                 Store(str(file), "NORMAL", 1000).put(1, 4, "somebody", "{}", b"")
             nested[0] = store.put(1, 1, "handler", "{}", b"")
 
-    prepare = _store.prepare
+    prepare = store_module.prepare
 
     class Struck:
         """A connection that a handler interrupts after each step of Python's."""
@@ -422,7 +424,7 @@ def test_a_signal_handler_in_the_middle(
         prepare(Struck(connection) if nested == [] else connection, path)  # type: ignore[arg-type]
 
     if moment == "opening":
-        monkeypatch.setattr(_store, "prepare", begins)
+        monkeypatch.setattr(store_module, "prepare", begins)
     else:
         store.put(1, 2, "main", "{}", b"")
         store.put(1, 3, "main", "{}", b"")
@@ -587,7 +589,7 @@ def test_a_new_supervisor_waits_for_the_worker_of_a_killed_one(file: Path, tmp_p
         eventually(lambda: gone(supervisor))
         # As a program starts it that finds nobody alive.
         options = {"idle_timeout": 0.1, "synchronous": "NORMAL"}
-        start = _durable_worker.command("detached", str(file), **options)
+        start = worker_module.command("detached", str(file), **options)
         with subprocess.Popen(start, env=environment()) as process:
             eventually(lambda: Life(str(file)).taken(SUPERVISOR))
             gate.touch()
@@ -604,12 +606,12 @@ def test_a_worker_whose_supervisor_is_replaced_as_it_starts(
     life = Life(str(file))
     life.hold(SUPERVISOR)
     options = {"supervisor": 1, "idle_timeout": None, "synchronous": "NORMAL"}
-    start = _durable_worker.command("work", str(file), **options)
+    start = worker_module.command("work", str(file), **options)
     try:
         done = subprocess.run(start, env=environment(), timeout=60, check=False)
     finally:
         life.drop(SUPERVISOR)
-    assert done.returncode == _durable_worker.ENDED
+    assert done.returncode == worker_module.ENDED
     assert future.cancel()
 
 
@@ -897,7 +899,7 @@ def test_a_file_of_no_use(quiet: SQLiteExecutor, file: Path, fault: str) -> None
 def test_a_locked_file(quiet: SQLiteExecutor, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Durable: a lock of another program is waited for, then is a clear error in the future."""
     future = quiet.submit(abs, -1)
-    monkeypatch.setattr(_store, "PATIENCE", 0.1)
+    monkeypatch.setattr(store_module, "PATIENCE", 0.1)
     connection = sqlite3.connect(file, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     error = quiet.submit(abs, -1).exception(60)
@@ -990,7 +992,7 @@ def test_a_network_file_system(
     """Durable: a network file system is refused, where it can be told."""
     mounts = tmp_path / "mounts"
     mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n")
-    monkeypatch.setattr(_store, "MOUNTS", mounts)
+    monkeypatch.setattr(store_module, "MOUNTS", mounts)
     assert "network file system (nfs4" in str(quiet.submit(abs, -1).exception(60))
     mounts.write_text(f"server:/x / nfs rw 0 0\n/dev/vda {tmp_path} ext4 rw 0 0\n")
     assert not quiet.submit(abs, -1).done()

@@ -14,7 +14,7 @@ import durable_calls
 from test_durable import ENDINGS, environment
 
 from background import SQLiteExecutor
-from background._store import SOMEBODY, Life, Store
+from background._executors.sqlite.store import SOMEBODY, Life, Store
 
 PRODUCER = """
 import os, sys, time

@@ -9,25 +9,26 @@ import background
 ROOT = Path(background.__file__).parent
 # From the ground up: no file imports one of its own line or of a line above it.
 FLOORS = """
-_channel _pickling _errors _core.naming
-_worker _store _snapshot _core.ledger
-_durable_worker _core.failures _core.hints _core.waiting
+_platform _executors.process.channel _pickling _errors _core.naming
+_executors.process.worker _executors.sqlite.store _snapshot _core.ledger
+_executors.sqlite.worker _core.failures _core.hints _core.waiting
 _core.future
 _core.call
 _core.executor
 _debug _progress _executors.elsewhere _executors.workers
-_executors.inline _executors.threads _executors.eventloop _executors.foreign _executors.process
-_executors.sqlite _executors.dask
+_executors.inline _executors.threads _executors.eventloop _executors.foreign
+_executors.process.child
+_executors.sqlite.executor _executors.dask.executor _executors.process.executor
 _settings _stats
 _flush
 _backlog _exit
 _decorator
 .
-_demo _durable_commands
+_demo _executors.sqlite.commands
 __main__
 """
 FLOOR = {name: i for i, line in enumerate(FLOORS.split("\n")) for name in line.split()}
-FOLDERS = {"_core", "_executors"}
+FOLDERS = {"_core", "_executors", "_executors.process", "_executors.sqlite", "_executors.dask"}
 
 
 def name_of(path: Path) -> str:

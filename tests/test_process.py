@@ -36,8 +36,8 @@ from background import (
     _flush,
     flush,
 )
-from background._channel import Channel
-from background._executors.process import Process
+from background._executors.process.channel import Channel
+from background._executors.process.child import Process
 
 ROOT = Path(package.__file__).parent.parent
 ENV = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -498,7 +498,7 @@ def test_functions_are_as_they_are_at_the_call(tmp_path: Path) -> None:
 # -- Deaths ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT, signal.SIGSEGV])
 def test_killed_in_a_call(number: signal.Signals, executor: ProcessExecutor) -> None:
     """E3: a call whose process is killed fails with WorkerDied; the others run, in order."""
     futures = [executor.submit(abs, -i) for i in range(5)]

@@ -140,8 +140,8 @@ class Worker:
         bell.put(None)  # for the other workers, and for the next one that looks
         self.ended.put(None)
 
-    def leave(self) -> None:
-        """Give up what the worker needs for its calls, of which none runs or comes any more."""
+    def leave(self, deadline: float | None = None) -> None:
+        """Release what the worker needs for its calls: none runs, and none will come."""
 
 
 class WorkerExecutor(Executor):

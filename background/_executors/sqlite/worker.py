@@ -21,9 +21,18 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from background._executors.process.worker import run
+from background._executors.sqlite.store import (
+    SHARED,
+    SOMEBODY,
+    SUPERVISOR,
+    Claim,
+    Life,
+    Store,
+    StoreError,
+    token,
+)
 from background._pickling import pack_error, pack_result, unpack_call
-from background._store import SHARED, SOMEBODY, SUPERVISOR, Claim, Life, Store, StoreError, token
-from background._worker import run
 
 __all__ = ["Worker", "command", "log_of", "supervise", "worker_of"]
 
@@ -41,9 +50,9 @@ BOOT = """\
 import json, sys
 own = sys.path[:]
 sys.path += json.loads(sys.argv.pop())
-from background import _durable_worker
+from background._executors.sqlite import worker
 sys.path[:] = own
-_durable_worker.%s(sys.argv[1], **json.loads(sys.argv.pop()))
+worker.%s(sys.argv[1], **json.loads(sys.argv.pop()))
 """
 
 

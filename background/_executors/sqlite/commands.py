@@ -8,8 +8,8 @@ import time
 from collections import Counter
 from dataclasses import asdict
 
-from background._durable_worker import supervise
-from background._store import Life, Store, StoredCall, StoreError
+from background._executors.sqlite.store import Life, Store, StoredCall, StoreError
+from background._executors.sqlite.worker import supervise
 
 __all__ = ["purge", "retry", "status", "worker"]
 

@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Protocol, cast
 
-from background._channel import RAISED
 from background._core.call import Call
 from background._core.executor import Executor, run_here, stand_in
 from background._core.failures import own_files
@@ -25,8 +24,9 @@ from background._core.ledger import this_thread, waiting
 from background._core.naming import describe
 from background._errors import SHUT_DOWN, WorkerDied
 from background._executors.elsewhere import drain_before_end_of, end_call, has_ended
+from background._executors.process.channel import RAISED
+from background._executors.process.worker import outcome
 from background._pickling import pack_call, unpack_call, unpack_error
-from background._worker import outcome
 
 __all__ = ["DaskExecutor"]
 

@@ -26,11 +26,20 @@ from background._core.call import Call
 from background._core.executor import Executor
 from background._core.ledger import Thread, let_go, logger, this_thread, waiting
 from background._core.naming import describe
-from background._durable_worker import command, log_of, worker_of
 from background._errors import SHUT_DOWN, WorkerDied
 from background._executors.elsewhere import end_call
+from background._executors.sqlite.store import (
+    SOMEBODY,
+    Life,
+    Outcome,
+    Store,
+    StoredCall,
+    StoreError,
+    holding,
+    token,
+)
+from background._executors.sqlite.worker import command, log_of, worker_of
 from background._pickling import pack_call, unpack_error
-from background._store import SOMEBODY, Life, Outcome, Store, StoredCall, StoreError, holding, token
 
 __all__ = ["SQLiteExecutor"]
 

@@ -7,9 +7,12 @@ calls import is up to them.
 from __future__ import annotations
 
 import contextvars
+import faulthandler
 import fcntl
 import functools
+import importlib
 import os
+import pickle
 import select
 import signal
 import socket
@@ -21,31 +24,66 @@ from time import monotonic
 from types import TracebackType
 from typing import Any
 
-import background._channel as channels
-from background._channel import MOVE, RAISED, READY, RETURNED, Channel
+import background._executors.process.channel as channels
+from background._executors.process.channel import RAISED, READY, RETURNED, STATE, Channel
 from background._pickling import pack_error, pack_result, unpack_call
+from background._platform import open_standard_streams
 
-__all__ = ["main"]
+__all__ = ["main", "outcome", "run"]
+
+# What a scheduler or a supervisor sends to all processes of a job at once. The program decides
+# what it means: a worker ends when the program does, and never in the middle of a call before.
+LEFT_TO_THE_PROGRAM = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 
 
-def main(connection: int, life: int) -> None:
+def main(connection: int, life: int, tracker: int | None) -> None:
     """Run the calls that come over a connection until it is closed.
 
     `life` is a pipe whose other end the program holds: it closes when the program ends, however
-    it does, and then this process must not live on.
+    it does, and then this process must not live on. `tracker` belongs to the program's process
+    that cleans up shared memory.
     """
     channels.in_worker = True
+    open_standard_streams()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the mask of the thread that started us
+    leave_signals_to_the_program()
     end_with(life)
-    # What a call forks must hold neither: they would seem open after our end.
     for descriptor in (life, connection):
+        # What a call starts or forks must hold neither: they would seem open after our end.
+        os.set_inheritable(descriptor, False)
         os.register_at_fork(after_in_child=functools.partial(os.close, descriptor))
+    if tracker is not None:
+        # As `multiprocessing` does it: a tracker of our own would unlink, when we end, the
+        # shared memory that the program and other workers still use.
+        os.set_inheritable(tracker, False)
+        importlib.import_module("multiprocessing.resource_tracker")._resource_tracker._fd = tracker
     channel = Channel(socket.socket(fileno=connection))
     with suppress(EOFError, OSError):
         channel.send(READY, b"")
         while True:
             serve(channel)
     channel.connection.detach()  # it closes when the process has ended, which the program sees
+
+
+def ignore(*_: object) -> None:
+    """Do nothing: not SIG_IGN, which the programs that a call starts would inherit."""
+
+
+def leave_signals_to_the_program() -> None:
+    before = {number: signal.signal(number, ignore) for number in LEFT_TO_THE_PROGRAM}
+
+    def restore() -> None:  # in what a call forks, such as the workers of a pool
+        for number, handler in before.items():
+            if signal.getsignal(number) is ignore:
+                signal.signal(number, handler)
+
+    os.register_at_fork(after_in_child=restore)
 
 
 def end_with(life: int) -> None:
@@ -69,15 +107,35 @@ def serve(channel: Channel) -> None:
         kind, data, buffers = channel.receive()
     except MemoryError as error:
         return channel.send(RAISED, pack_error(error))
-    if kind == MOVE:
-        with suppress(OSError):  # there is no such directory any more
-            os.chdir(bytes(data))
-        return None
+    if kind == STATE:
+        return follow(pickle.loads(data))
     kind, answer, views = outcome(data, buffers)
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):  # what the call printed is seen before its outcome
             stream.flush()
     return channel.send(kind, answer, views)
+
+
+def follow(state: dict[str, Any]) -> None:
+    """Take over what has changed in the program since the last call."""
+    if "cwd" in state:
+        with suppress(OSError):  # there is no such directory any more
+            os.chdir(state["cwd"])
+    for name, value in state.get("environ", {}).items():
+        with suppress(KeyError, ValueError):
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+    if "path" in state:
+        sys.path[:] = state["path"]
+        importlib.invalidate_caches()
+    if "authkey" in state:  # what `multiprocessing`'s managers ask of who connects
+        process: Any = importlib.import_module("multiprocessing.process")
+        process.current_process().authkey = state["authkey"]
+    if state.get("faulthandler") and sys.stderr is not None and not faulthandler.is_enabled():
+        with suppress(Exception):  # a standard error without a descriptor
+            faulthandler.enable()
 
 
 def outcome(

@@ -10,9 +10,9 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CALL", "MOVE", "RAISED", "READY", "RETURNED", "Channel", "Message"]
+__all__ = ["CALL", "RAISED", "READY", "RETURNED", "STATE", "Channel", "Message"]
 
-CALL, MOVE = 0, 1  # what a program says: run this call; go to this directory
+CALL, STATE = 0, 1  # what a program says: run this call; this has changed in the program
 RETURNED, RAISED, READY = 0, 1, 2  # what a worker answers to a call; that it can take calls
 
 in_worker = False  # whether this process is a worker
@@ -32,6 +32,8 @@ class Channel:
     """
 
     def __init__(self, connection: socket.socket) -> None:
+        # A program may have set `socket.setdefaulttimeout`: here a call takes what it takes.
+        connection.settimeout(None)
         self.connection = connection
         self._inbox = bytearray(1 << 16)  # so that a small message takes one system call
         self._start = self._end = 0
@@ -39,8 +41,11 @@ class Channel:
     def send(self, kind: int, data: bytes, buffers: Sequence[Any] = ()) -> None:
         """Send a message; raises OSError if the other end is gone."""
         sizes = struct.pack(f"<{len(buffers)}Q", *map(len, buffers))
-        parts = [memoryview(part) for part in (_HEAD.pack(kind, len(buffers), len(data)) + sizes,)]
-        parts += map(memoryview, (data, *buffers))
+        self.write(_HEAD.pack(kind, len(buffers), len(data)) + sizes, data, *buffers)
+
+    def write(self, *data: Any) -> None:
+        """Write bytes and buffers; raises OSError if the other end is gone."""
+        parts: list[memoryview] = [memoryview(part) for part in data]
         while parts:
             sent = self.connection.sendmsg(parts[:_BATCH], (), _NO_SIGNAL)
             while parts and sent >= len(parts[0]):

@@ -1,0 +1,1 @@
+"""Calls in processes of their own: for what computes."""
