@@ -20,8 +20,9 @@ from weakref import WeakSet
 
 from background._core.call import Call
 from background._core.executor import Executor, put
-from background._core.ledger import Thread, logger, pending, this_thread, waiting
+from background._core.ledger import Thread, pending, this_thread, waiting
 from background._core.naming import describe
+from background._core.telling import WARNING, report
 from background._core.waiting import Shared
 from background._errors import BacklogFull
 from background._flush import PATIENCE, standing
@@ -219,7 +220,8 @@ class Backlog:
         """Log what holds a caller up (T2)."""
         runs = [c for c in list(pending) if c._executor is call._executor and c not in waiting]
         for first in runs[:1] or list(self.calls)[:1]:
-            logger.warning(
+            report(
+                WARNING,
                 "%s, has been held up for %.0f s by max_pending=%d: %s %s",
                 describe(call),
                 seconds,

@@ -17,8 +17,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from background._core.call import Call
-from background._core.ledger import logger
 from background._core.naming import describe
+from background._core.telling import WARNING, report
 from background._snapshot import (
     atoms,
     copy_array,
@@ -72,7 +72,8 @@ class Watched(functools.partial[Any]):
         function = f"{code.co_filename}:{code.co_firstlineno}" if code else self.name
         if (function, argument) not in told:
             told.add((function, argument))
-            logger.warning(
+            report(
+                WARNING,
                 "%s: %s changed between the call and its start, and the call sees it changed; "
                 "write @background(snapshot=True), or pass snapshot(…) of it",
                 self.name,

@@ -11,8 +11,9 @@ from time import monotonic
 
 from background._core.failures import forget_failures, log_unseen
 from background._core.hints import forget_growth
-from background._core.ledger import Drain, logger, pending, start_afresh
+from background._core.ledger import Drain, pending, start_afresh
 from background._core.naming import describe
+from background._core.telling import WARNING, report
 from background._executors.elsewhere import at_end
 from background._executors.workers import end_workers, forget_workers
 from background._flush import standing, wait_and_tell
@@ -31,7 +32,8 @@ def drain_at_exit() -> None:
         end_workers()
         log_unseen()
         if count := sum(call._executor._outlives for call in list(pending)):
-            logger.warning(
+            report(
+                WARNING,
                 "%d durable call%s go%s on without this program",
                 count,
                 "s" * (count != 1),
@@ -69,7 +71,8 @@ def drain_or_tell(drain: Drain) -> bool:
         return True
     if timeout is None or timeout > 1.0:
         count = len(drain.calls())
-        logger.warning(
+        report(
+            WARNING,
             "the program's end waits for %d background call%s; Ctrl-C drops them",
             count,
             "s" * (count != 1),
@@ -84,7 +87,8 @@ def drop(why: str) -> None:
         f"; {describe(call)} {standing(call)}, and is given up" for call in calls if call.running()
     ]
     count = sum(call.cancel() for call in calls)
-    logger.warning(
+    report(
+        WARNING,
         "%s: dropped %d background call%s that had not started%s",
         why,
         count,

@@ -8,8 +8,9 @@ from typing import Any
 
 from background._core.call import Call
 from background._core.failures import bury, failures
-from background._core.ledger import Drain, logger, threads, waiting
+from background._core.ledger import Drain, threads, waiting
 from background._core.naming import describe
+from background._core.telling import WARNING, report
 from background._errors import BackgroundError, FlushTimeout
 from background._progress import Progress
 from background._settings import check_seconds
@@ -85,7 +86,8 @@ def flush(
             group.count = count
             raise group
     elif count := failures.untold():
-        logger.warning(
+        report(
+            WARNING,
             "%d background call%s failed and nobody looked; flush(check=True) raises them",
             count,
             "s" * (count != 1),
@@ -130,7 +132,8 @@ def tell(drain: Drain, who: str, seconds: float) -> None:
     calls = drain.calls()
     if calls:
         first = calls[0]
-        logger.warning(
+        report(
+            WARNING,
             "%s has waited for %.0f s, for %d call%s: %s %s",
             who,
             seconds,

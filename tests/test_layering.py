@@ -9,7 +9,7 @@ import background
 ROOT = Path(background.__file__).parent
 # From the ground up: no file imports one of its own line or of a line above it.
 FLOORS = """
-_platform _executors.process.channel _pickling _errors _core.naming
+_platform _executors.process.channel _pickling _errors _core.naming _core.telling
 _executors.process.worker _executors.sqlite.store _snapshot _core.ledger
 _executors.sqlite.worker _core.failures _core.hints _core.waiting
 _core.future

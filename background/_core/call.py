@@ -13,7 +13,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from background._core.failures import Guard, Unseen, failures, own_files, trace_of, unseen
+from background._core.failures import Guard, Unseen, failures, own_files, trace_of, unseen, watch
 from background._core.future import Future
 from background._core.hints import LONG, computing
 from background._core.ledger import (
@@ -25,13 +25,13 @@ from background._core.ledger import (
     Thread,
     drains,
     let_go,
-    logger,
     pending,
     this_thread,
     unended,
     waiting,
 )
 from background._core.naming import describe
+from background._core.telling import ERROR, depth_in, made_by_handler, report, telling
 from background._core.waiting import Shared
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Call(Future[T]):
         args = waiting.pop(self, None)
         if args is not None:
             now = now or monotonic()
-            here.waited += now - self._since
+            here.waited += max(now - self._since, 0.0)  # made by a callback, after `now`
             self._since = now
             self._owner = here
             self._state = RUNNING
@@ -118,7 +118,11 @@ class Call(Future[T]):
         while trace is not None and trace.tb_frame.f_code.co_filename in own_files:
             trace = trace.tb_next
         BaseException.with_traceback(error, trace)  # past any __setattr__ that forbids it
-        here, failure = this_thread(), Unseen(error, name)
+        shared, depth = self._shared, depth_in(self._context)
+        if depth == 0 and made_by_handler(self._code):
+            depth = 1
+        awaited = shared is not None and bool(shared.bells or shared.waiters or shared.callbacks)
+        here, failure = this_thread(), Unseen(error, name, depth, awaited)
         guard = Guard(failure)
         # From here on nothing is called, so Ctrl-C can't strike: it is written down, counted
         # and the outcome, or none of these.
@@ -127,8 +131,10 @@ class Call(Future[T]):
         unseen[failure] = None
         failure.told = [False]
         here.failed += 1
+        failure.round = failures.round  # after the count: see `Failures.take`
         self._error = error
         self._function = guard
+        watch.start()
 
     def _settle(self, here: Thread, state: str) -> Shared | None:
         """Make the outcome known; return what those share who are still to be woken.
@@ -153,6 +159,7 @@ class Call(Future[T]):
                 computing.add(self, here, now, ran)
         elif self._state is PENDING:
             here.waited += now - self._since
+        context = self._context
         self._state = ENDING  # (1)
         self._context = self._kwargs = None  # C6: a call that is done holds nothing
         if self._error is None:
@@ -164,7 +171,7 @@ class Call(Future[T]):
         else:
             self._change_state(shared, state)
         if shared is not None:
-            self._call_all_back(shared)
+            self._call_all_back(shared, depth_in(context))
         # It leaves the ledger after its callbacks: `flush` waits for them, too.
         here.settling = self._born
         pending.pop(self, None)
@@ -195,7 +202,13 @@ class Call(Future[T]):
             if taken:
                 shared.lock.release()
 
-    def _call_all_back(self, shared: Shared) -> None:
+    def _call_all_back(self, shared: Shared, depth: int) -> None:
+        if depth:  # what the callbacks report is part of the report that made the call
+            token = telling.set(depth)
+            try:
+                self._call_all_back(shared, 0)
+            finally:
+                telling.reset(token)
         while True:  # whoever pops one calls it: see `add_done_callback`
             try:
                 callback = shared.callbacks.pop(0)
@@ -232,8 +245,8 @@ class Call(Future[T]):
     def _call_back(self, callback: Callable[[Any], object]) -> None:
         try:
             callback(self)
-        except BaseException:  # also SystemExit: it would end the worker
-            logger.exception("a done callback of %s failed", describe(self))
+        except BaseException as error:  # also SystemExit: it would end the worker
+            report(ERROR, "a done callback of %s failed", describe(self), error=error)
 
     def _abandon(self, here: Thread, error: BaseException | None) -> None:
         """End a call whose steps were interrupted; without an error it was to be cancelled."""

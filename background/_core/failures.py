@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import os
 import sys
+import threading
+import time
 from contextlib import suppress
+from time import monotonic
 from types import FrameType, TracebackType
 
-from background._core.ledger import logger, this_thread, threads
+from background._core.ledger import this_thread, threads
 from background._core.naming import Named
+from background._core.telling import ERROR, report
 
 __all__ = [
     "Guard",
@@ -21,6 +26,7 @@ __all__ = [
     "own_files",
     "trace_of",
     "unseen",
+    "watch",
 ]
 
 own_files: set[str] = set()  # whose frames a traceback needn't show before those of the call
@@ -31,7 +37,7 @@ _FOLDER = os.path.dirname(os.path.dirname(Named.__init__.__code__.co_filename))
 
 
 class Failures:
-    """The failures that nobody has looked at since the last `take`.
+    """The failures that nobody has retrieved since the last `take`.
 
     The first hundred exceptions are kept, the others counted.
     """
@@ -52,12 +58,17 @@ class Failures:
 
     def take(self) -> tuple[list[BaseException], int]:
         """Return the kept exceptions and the count of all, which are looked at by this."""
-        count = len(self)
+        # In this order: a failure that reads the old round has been counted before, and is in
+        # `count`; see `Call._fail`.
         self.round += 1
+        count = len(self)
         self.said = 0
         errors: list[BaseException] = []
-        while self.errors:
-            errors.append(self.errors.pop(next(iter(self.errors))))
+        # From the end: `popitem` is one step, where an iterator over what others change fails.
+        with suppress(KeyError):
+            while True:
+                errors.append(self.errors.popitem()[1])
+        errors.reverse()
         count = max(count, len(errors))
         self.taken += count
         return errors, count
@@ -80,11 +91,26 @@ failures = Failures()
 class Unseen:
     """A failure at which nobody has looked; it refers to no future, which makes no cycle."""
 
-    __slots__ = ("error", "key", "name", "round", "sayings", "told")
+    __slots__ = (
+        "awaited",
+        "born",
+        "depth",
+        "error",
+        "key",
+        "name",
+        "quiet",
+        "round",
+        "sayings",
+        "told",
+    )
 
-    def __init__(self, error: BaseException, name: str) -> None:
+    def __init__(self, error: BaseException, name: str, depth: int, awaited: bool) -> None:
         self.error = error
         self.name = name
+        self.depth = depth  # see `telling`
+        self.awaited = awaited  # whether somebody waited for it, or has it called back
+        self.born = monotonic()
+        self.quiet = [True]  # whoever pops it logs the failure
         self.round = failures.round
         self.sayings = failures.sayings
         # Whoever pops it tells the failure, by log or by look, once; none before it is one.
@@ -110,21 +136,101 @@ class Unseen:
             return self.key in failures.errors
         return self.round == failures.round
 
+    def claim_log(self) -> bool:
+        """Return whether the failure has not been logged, once."""
+        try:
+            return self.quiet.pop()
+        except IndexError:
+            return False
+
     def log(self) -> None:
         """Log the failure unless somebody has been told of it."""
         if not self._claim():
             return
         error = self.error
-        logger.error(
-            "%s failed and nobody looked at it",
-            self.name,
-            exc_info=(type(error), error, error.__traceback__),
-        )
+        if self.claim_log():
+            report(
+                ERROR,
+                "%s failed and its exception was never retrieved",
+                self.name,
+                error=error,
+                depth=self.depth,
+            )
         if self.key is not None:
             clear_frames(error)  # it stays for `flush(check=True)`; what its frames hold needn't
 
 
 unseen: dict[Unseen, None] = {}
+
+
+class Watch:
+    """Logs failures that nobody has retrieved for a while, though their futures are kept.
+
+    Its thread lives only while there are such failures, and sleeps until the next is due.
+    """
+
+    PATIENCE = 5.0  # seconds
+
+    def __init__(self) -> None:
+        self.free = [True]  # whoever pops it runs the thread, or becomes it
+
+    def start(self) -> None:
+        """Have a thread that watches, if there is none yet."""
+        try:
+            self.free.pop()
+        except IndexError:
+            return
+        try:
+            # On a bare thread first: `Thread.start` takes a lock that isn't reentrant, and we
+            # may be in a signal handler that came while the program was inside it.
+            _thread.start_new_thread(self.bootstrap, ())
+        except BaseException as error:
+            self.free.append(True)
+            if not isinstance(error, RuntimeError):  # shutdown, or too many threads
+                raise
+
+    def bootstrap(self) -> None:
+        """Run on a `threading.Thread`, so that log records have a thread with a name."""
+        try:
+            threading.Thread(target=self.run, name="background-failures", daemon=True).start()
+        except RuntimeError:  # no further thread: this one will do
+            self.run()
+
+    def run(self) -> None:
+        """Log what is due until nothing is left to log."""
+        with suppress(BaseException):  # the interpreter's shutdown
+            while True:
+                while left := self.waiting():
+                    time.sleep(max(left[0].born + self.PATIENCE - monotonic(), 0.01))
+                    self.tell(monotonic() - self.PATIENCE)
+                    del left
+                self.free.append(True)
+                # A failure may have come after the look and before that line.
+                if not self.waiting():
+                    return
+                self.free.pop()
+
+    def waiting(self) -> list[Unseen]:
+        """Return the failures that are to be logged, the oldest first."""
+        return [each for each in list(unseen) if each.quiet and not each.awaited]
+
+    def tell(self, before: float) -> None:
+        """Log what failed before then: the first in full, of the others how many they are."""
+        due = [each for each in self.waiting() if each.born <= before and each.claim_log()]
+        for depth in {each.depth for each in due}:
+            first, *others = (each for each in due if each.depth == depth)
+            more = f", nor those of {len(others)} other calls" if others else ""
+            report(
+                ERROR,
+                "%s failed and its exception was never retrieved%s",
+                first.name,
+                more if len(others) != 1 else f", nor that of {others[0].name}",
+                error=first.error,
+                depth=depth,
+            )
+
+
+watch = Watch()
 
 
 class Guard(Named):
@@ -204,3 +310,4 @@ def forget_failures() -> None:
     for each in list(unseen):  # the parent tells them
         each.told.clear()
     unseen.clear()
+    watch.free[:] = [True]  # its thread is the parent's

@@ -7,8 +7,9 @@ from time import monotonic
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
-from background._core.ledger import Thread, logger, waiting
+from background._core.ledger import Thread, waiting
 from background._core.naming import describe, innermost
+from background._core.telling import WARNING, report
 
 if TYPE_CHECKING:
     from background._core.call import Call
@@ -38,7 +39,8 @@ class Growth:
         places = Counter((id(call._code), call._offset) for call in sample)
         most = places.most_common(1)[0][0]
         call = next((c for c in reversed(sample) if (id(c._code), c._offset) == most), call)
-        logger.warning(
+        report(
+            WARNING,
             "%s calls wait to start, %s more than %.1f s ago (%s a second); most of them are %s; "
             "they come faster than they are done: bound them by @background(max_pending=…), or "
             "run them on a faster executor",
@@ -86,7 +88,8 @@ class Computing:
         self.totals[key] = calls, total, cpu
         mine = object()
         if total > 1.0 and cpu > 0.5 * total and self.said.setdefault(key, mine) is mine:
-            logger.warning(
+            report(
+                WARNING,
                 "%s computed for %.0f %% of the %.1f s that %d calls took: %.1f s in which a "
                 "thread keeps the program from running; a process doesn't: "
                 "@background(executor=ProcessExecutor())",

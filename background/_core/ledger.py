@@ -9,7 +9,6 @@ GIL (CPython runs it under the object's own lock in free-threaded builds): `list
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import deque
@@ -34,7 +33,6 @@ __all__ = [
     "drains",
     "end_late",
     "let_go",
-    "logger",
     "pending",
     "start_afresh",
     "this_thread",
@@ -43,8 +41,6 @@ __all__ = [
     "waiting",
     "watchers",
 ]
-
-logger = logging.getLogger("background")
 
 # The states are the standard library's own words: its `wait` and `as_completed` compare them.
 PENDING = "PENDING"

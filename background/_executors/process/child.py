@@ -19,8 +19,9 @@ from types import ModuleType
 from typing import Any, cast
 
 from background._core.failures import own_files
-from background._core.ledger import logger, this_thread
+from background._core.ledger import this_thread
 from background._core.naming import describe
+from background._core.telling import WARNING, report
 from background._errors import WorkerDied
 from background._executors.process.channel import CALL, RAISED, STATE, Channel, Message
 from background._pickling import unpack_error
@@ -241,7 +242,8 @@ class Process:
                         return False
                     if not said:
                         said, patience = True, 10.0
-                        logger.warning(
+                        report(
+                            WARNING,
                             "the worker process %s has no calls any more, and is waited for until "
                             "what its calls have left there has ended: threads, exit hooks",
                             self.pid,

@@ -11,8 +11,8 @@ from typing import Any
 import background._executors.process.channel as channels
 from background._core.call import Call
 from background._core.failures import own_files
-from background._core.ledger import logger
 from background._core.naming import describe
+from background._core.telling import WARNING, report
 from background._executors.process.child import Process
 from background._executors.workers import Queue, Worker, WorkerExecutor
 from background._pickling import LARGE, dragged, pack_call, unpack_call
@@ -135,7 +135,8 @@ def tell_of_dragged(function: Any, call: Call[Any]) -> None:
         return
     _told.add(code)
     for name, size in dragged(function):
-        logger.warning(
+        report(
+            WARNING,
             "%s: %s, %s bytes, travels to the worker process with every call; "
             "pass it as an argument only when it changes, or move it with the function into a "
             "module that both import",

@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 from background._core.call import Call
 from background._core.executor import Executor
-from background._core.ledger import Thread, let_go, logger, this_thread, waiting
+from background._core.ledger import Thread, let_go, this_thread, waiting
 from background._core.naming import describe
+from background._core.telling import ERROR, report
 from background._errors import SHUT_DOWN, WorkerDied
 from background._executors.elsewhere import end_call
 from background._executors.sqlite.store import (
@@ -262,7 +263,8 @@ class Desk:
             trouble = str(error)
         if trouble and not self.told:
             self.told = True
-            logger.error(
+            report(
+                ERROR,
                 "no worker can be started for the calls in %s, which wait there: %s; %s may say "
                 "more, and `python -m background worker %s` runs one",
                 self.path,
@@ -349,8 +351,9 @@ class Desk:
             except StoreError as error:
                 if not error.passing:
                     self.fail_all(here, error)
-            except BaseException:  # raised into this thread, between our lines
-                logger.exception("the thread that brings outcomes from %s goes on", self.path)
+            except BaseException as error:  # raised into this thread, between our lines
+                message = "the thread that brings outcomes from %s goes on"
+                report(ERROR, message, self.path, error=error)
             time.sleep(POLL)
         self.let_go()
         self.post, self.asked = [None], False
