@@ -27,7 +27,7 @@ from background import (
 )
 from background._backlog import Overflow
 from background._core.failures import failures
-from background._core.ledger import logger
+from background._core.telling import logger
 
 POOL = ThreadPoolExecutor(1)
 
