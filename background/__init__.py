@@ -14,7 +14,8 @@
 A call returns a `Future` at once; a worker thread runs the calls one at a time, in the order
 in which they were made. `flush()` waits for all of them, and so does the program's end. A
 failure reaches you once: through its future if you keep it, else through the logger
-`background`, with the place of the call. `flush(check=True)` raises all that nobody saw.
+`background`, with the place of the call. `flush(check=True)` raises all that nobody
+retrieved, and `check()` those of the calls that are done, without waiting.
 
 Arguments are passed, not copied: over a function that draws what the program changes in place,
 write `@background(snapshot=True)`.
@@ -30,7 +31,7 @@ from background._executors.dask.executor import DaskExecutor
 from background._executors.inline import InlineExecutor
 from background._executors.process.executor import ProcessExecutor
 from background._executors.threads import ThreadExecutor
-from background._flush import flush
+from background._flush import check, flush
 from background._settings import configure
 from background._snapshot import snapshot
 from background._stats import stats
@@ -50,6 +51,7 @@ __all__ = [
     "ThreadExecutor",
     "WorkerDied",
     "background",
+    "check",
     "configure",
     "flush",
     "snapshot",

@@ -14,7 +14,7 @@ SHUT_DOWN = (
 
 
 class BackgroundError(ExceptionGroup[Exception]):
-    """The failures that nobody had looked at when `flush(check=True)` was called.
+    """The failures that nobody had retrieved when `flush(check=True)` or `check()` was called.
 
     `exceptions` holds the first hundred of them, each with a note that says which call it
     was and where it was made; `count` is the number of all. A `SystemExit` or the like, which

@@ -15,8 +15,9 @@ from background._errors import BackgroundError, FlushTimeout
 from background._progress import Progress
 from background._settings import check_seconds
 
-__all__ = ["flush", "standing", "wait_and_tell"]
+__all__ = ["check", "flush", "standing", "wait_and_tell"]
 
+EXCEPTION = "its exception was"
 PATIENCE = 10.0  # seconds after which a wait says what holds it up; again at each tenfold
 
 
@@ -27,15 +28,16 @@ def flush(
 
     Args:
         timeout: seconds after which to give up; None waits for as long as it takes.
-        check: raise the failures that nobody has looked at.
+        check: raise the failures whose exceptions nobody has retrieved.
         progress: show a bar when the wait passes a second (a line every ten seconds where
             tqdm is not installed); None shows it if standard error is a terminal, and in a
             notebook.
 
     Raises:
         FlushTimeout: the calls took longer; nothing is lost, and a later flush goes on.
-        BackgroundError: with `check`, calls failed since the last `flush(check=True)` and
-            nobody looked. Without it they are counted in one line of the log.
+        BackgroundError: with `check`, calls failed whose exceptions were neither retrieved nor
+            raised before; if others took longer than `timeout`, a note says so. Without
+            `check` they are counted in one line of the log.
         RuntimeError: it was called from inside a background call, which would wait for itself.
         TypeError, ValueError: an option is not what it should be; the message says what it is.
 
@@ -68,30 +70,65 @@ def flush(
             what = f"{len(calls)} call{'s are' if len(calls) != 1 else ' is'} not done"
             if not calls:  # they have ended just now, or a failure is being logged
                 what = "the end of a call is not done"
-            raise FlushTimeout(
+            late = FlushTimeout(
                 f"{what} after {timeout} s{': ' if calls else ''}{', '.join(names[:3])}"
                 f"{', …' if len(calls) > 3 else ''}; flush again to go on waiting",
                 len(calls),
                 names,
             )
+            if not check or not len(failures):
+                raise late
+            raise_failures(late)
     bury()
     if check:
-        errors, count = failures.take()
-        if errors:
-            group = BackgroundError(
-                f"{count} background call{'s' * (count != 1)} failed and nobody looked"
-                + (f"; the first {len(errors)} follow" if count > len(errors) else ""),
-                [as_exception(error) for error in errors],
-            )
-            group.count = count
-            raise group
+        raise_failures()
     elif count := failures.untold():
         report(
             WARNING,
-            "%d background call%s failed and nobody looked; flush(check=True) raises them",
+            "%d background call%s failed and %s never retrieved; flush(check=True) raises %s",
             count,
-            "s" * (count != 1),
+            *(("s", "their exceptions were", "them") if count != 1 else ("", EXCEPTION, "it")),
         )
+
+
+def check() -> None:
+    """Raise what `flush(check=True)` would raise of the calls that are done, without waiting.
+
+    It costs about a microsecond while all is well, so that a loop can call it at each step
+    and end as soon as a call has failed.
+
+    Raises:
+        BackgroundError: calls failed whose exceptions were neither retrieved nor raised yet.
+
+    >>> from background import background, check
+    >>> future = background(pow)(2, 10)
+    >>> check()
+    """
+    if len(failures):
+        raise_failures()
+
+
+def raise_failures(late: FlushTimeout | None = None) -> None:
+    """Raise one error with the failures that nobody has retrieved, if there are any."""
+    errors, count, logged = failures.take()
+    if not errors:
+        if late is not None:  # another thread was faster
+            raise late
+        return
+    what = "their exceptions were" if count != 1 else EXCEPTION
+    group = BackgroundError(
+        f"{count} background call{'s' * (count != 1)} failed and {what} never retrieved"
+        + (f"; the first {len(errors)} follow" if count > len(errors) else "")
+        + ("; logged before" if logged == count else f"; {logged} logged before") * bool(logged),
+        [as_exception(error) for error in errors],
+    )
+    group.count = count
+    if late is not None:
+        group.add_note(f"FlushTimeout: {late}")
+    try:
+        raise group
+    finally:
+        del errors, group  # the traceback holds this frame
 
 
 def as_exception(error: BaseException) -> Exception:

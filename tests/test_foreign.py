@@ -66,7 +66,7 @@ def test_calls_and_futures(pool: Executor) -> None:
 
 
 def test_failures_have_notes_and_are_logged(pool: Executor, log: Log) -> None:
-    """E1: a failure on any executor names its call, and is logged once if nobody looked."""
+    """E1: a failure on any executor names its call, and is logged once if nobody retrieves it."""
     root = background(executor=pool)(math.sqrt)
     with pytest.raises(ValueError) as own:  # its words differ by Python
         math.sqrt(-1)

@@ -127,7 +127,7 @@ class Call(Future[T]):
         # From here on nothing is called, so Ctrl-C can't strike: it is written down, counted
         # and the outcome, or none of these.
         if failure.key is not None:
-            failures.errors[failure.key] = error
+            failures.errors[failure.key] = failure
         unseen[failure] = None
         failure.told = [False]
         here.failed += 1

@@ -45,7 +45,8 @@ class Failures:
     KEPT = 100
 
     def __init__(self) -> None:
-        self.errors: dict[object, BaseException] = {}
+        self.errors: dict[object, Unseen] = {}
+        self.more = False  # whether there were others
         self.taken = 0  # how many have been raised
         self.round = 0  # how often
         self.said = 0  # how many of those that are left have been said
@@ -56,22 +57,28 @@ class Failures:
         # A failure is written down before it is counted: it may be in the one only.
         return max(unseen - self.taken, len(self.errors))
 
-    def take(self) -> tuple[list[BaseException], int]:
-        """Return the kept exceptions and the count of all, which are looked at by this."""
+    def take(self) -> tuple[list[BaseException], int, int]:
+        """Return the kept exceptions, the count of all, and how many of the kept were logged.
+
+        This retrieves them.
+        """
         # In this order: a failure that reads the old round has been counted before, and is in
         # `count`; see `Call._fail`.
         self.round += 1
         count = len(self)
         self.said = 0
-        errors: list[BaseException] = []
+        taken: list[Unseen] = []
         # From the end: `popitem` is one step, where an iterator over what others change fails.
         with suppress(KeyError):
             while True:
-                errors.append(self.errors.popitem()[1])
-        errors.reverse()
-        count = max(count, len(errors))
+                taken.append(self.errors.popitem()[1])
+        count = max(count, len(taken))
         self.taken += count
-        return errors, count
+        more, self.more = self.more, False
+        errors = [failure.error for failure in reversed(taken)]
+        if more and count and not errors:  # the kept ones alone have been retrieved
+            errors = [RuntimeError(f"{count} failures, of which no exception was kept")]
+        return errors, count, sum(not failure.quiet for failure in taken)
 
     def untold(self) -> int:
         """Return how many came since this was asked last."""
@@ -89,7 +96,7 @@ failures = Failures()
 
 
 class Unseen:
-    """A failure at which nobody has looked; it refers to no future, which makes no cycle."""
+    """A failure that nobody has retrieved; it refers to no future, which makes no cycle."""
 
     __slots__ = (
         "awaited",
@@ -116,6 +123,8 @@ class Unseen:
         # Whoever pops it tells the failure, by log or by look, once; none before it is one.
         self.told: list[bool] = []
         self.key = object() if len(failures.errors) < failures.KEPT else None
+        if self.key is None:
+            failures.more = True
 
     def look(self) -> None:
         """Note that somebody has seen the failure."""
@@ -132,9 +141,13 @@ class Unseen:
         except IndexError:
             return False
         unseen.pop(self, None)
+        return not self.raised()
+
+    def raised(self) -> bool:
+        """Return whether `flush(check=True)` or `check` has raised or counted the failure."""
         if self.key is not None:
-            return self.key in failures.errors
-        return self.round == failures.round
+            return self.key not in failures.errors
+        return self.round != failures.round
 
     def claim_log(self) -> bool:
         """Return whether the failure has not been logged, once."""
@@ -198,33 +211,46 @@ class Watch:
 
     def run(self) -> None:
         """Log what is due until nothing is left to log."""
-        with suppress(BaseException):  # the interpreter's shutdown
+        try:
             while True:
-                while left := self.waiting():
-                    time.sleep(max(left[0].born + self.PATIENCE - monotonic(), 0.01))
+                while (pause := self.pause()) is not None:
+                    time.sleep(pause)
                     self.tell(monotonic() - self.PATIENCE)
-                    del left
                 self.free.append(True)
                 # A failure may have come after the look and before that line.
-                if not self.waiting():
+                if self.pause() is None:
                     return
-                self.free.pop()
+                try:
+                    self.free.pop()
+                except IndexError:  # another thread does
+                    return
+        except BaseException:  # the interpreter's shutdown, or raised into this thread
+            self.free[:] = [True]
 
     def waiting(self) -> list[Unseen]:
         """Return the failures that are to be logged, the oldest first."""
-        return [each for each in list(unseen) if each.quiet and not each.awaited]
+        return [
+            each for each in list(unseen) if each.quiet and not each.awaited and not each.raised()
+        ]
+
+    def pause(self) -> float | None:
+        """Return in how many seconds the next failure is due, if there is one."""
+        left = self.waiting()  # not kept while the thread sleeps: they hold frames
+        return max(left[0].born + self.PATIENCE - monotonic(), 0.01) if left else None
 
     def tell(self, before: float) -> None:
         """Log what failed before then: the first in full, of the others how many they are."""
         due = [each for each in self.waiting() if each.born <= before and each.claim_log()]
         for depth in {each.depth for each in due}:
             first, *others = (each for each in due if each.depth == depth)
-            more = f", nor those of {len(others)} other calls" if others else ""
+            more = ""
+            if others:
+                more = f"; so did {len(others)} other call{'s' * (len(others) != 1)}"
             report(
                 ERROR,
                 "%s failed and its exception was never retrieved%s",
                 first.name,
-                more if len(others) != 1 else f", nor that of {others[0].name}",
+                more,
                 error=first.error,
                 depth=depth,
             )
@@ -299,7 +325,7 @@ def clear(frame: FrameType) -> None:
 
 
 def log_unseen() -> None:
-    """Log what nobody has looked at: the program ends, and nobody will."""
+    """Log what nobody has retrieved: the program ends, and nobody will."""
     for each in list(unseen):
         each.log()
 
