@@ -339,7 +339,7 @@ def test_exceptions_come_back(executor: ProcessExecutor) -> None:
     trace, place = error.__notes__
     assert trace.startswith("in the worker process ")
     assert "in throw\n    raise kind(*args)" in trace
-    assert "_worker.py" not in trace
+    assert "worker.py" not in trace
     assert place.startswith("throw(…), called at test_process.py:")
 
     class LocalError(Exception):

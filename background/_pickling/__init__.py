@@ -1,0 +1,21 @@
+"""Calls and their outcomes as bytes: by plain pickle where that does, else by cloudpickle.
+
+Plain pickle sends functions and classes by name. What has no name that another process could
+find (all of `__main__`, closures, lambdas) goes by value, which takes cloudpickle.
+
+This package imports nothing of the rest: a worker loads it alone.
+"""
+
+from background._pickling.calls import pack_call, pack_result, unpack_call
+from background._pickling.errors import pack_error, unpack_error
+from background._pickling.functions import LARGE, dragged
+
+__all__ = [
+    "LARGE",
+    "dragged",
+    "pack_call",
+    "pack_error",
+    "pack_result",
+    "unpack_call",
+    "unpack_error",
+]
