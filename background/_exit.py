@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import sys
 import threading
 from contextlib import suppress
 from time import monotonic
@@ -47,20 +48,51 @@ def drain_before_pools_end() -> None:
         drain_or_drop(last=False)
 
 
+def drain_before_others_end() -> None:
+    """Wait for all calls before the `atexit` hooks of others, which close what calls use (B1).
+
+    Children of `multiprocessing` may run no hook but this one: there it is the end itself (B2).
+    """
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and process.parent_process() is not None:
+        drain_at_exit()
+    else:
+        drain_before_pools_end()
+
+
+_given_up = False
+
+
 def drain_or_drop(last: bool = True) -> bool:
     """Wait for all calls; return False if some were dropped instead."""
-    with Drain(monotonic(), at_exit=True) as drain:
-        try:
-            if drain_or_tell(drain):
-                return True
-            why = f"exit_timeout={settings.exit_timeout} s has passed"
-        except KeyboardInterrupt:
-            why = "interrupted"
-        if last:
-            with suppress(ValueError):  # not the main thread: no Ctrl-C comes here
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+    global _given_up
+    if not _given_up:
+        why = wait_or_give_up()
+        if why is None:
+            return True
+        _given_up = True
         drop(why)
-        return False
+    elif any(not call._executor._outlives and not call.running() for call in list(pending)):
+        drop("the program's end has given up")  # calls that others' hooks made since
+    if last:
+        with suppress(ValueError):  # not the main thread: no Ctrl-C comes here
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
+    return False
+
+
+def wait_or_give_up() -> str | None:
+    """Wait for all calls, whatever signal handlers raise; return why it was given up, if it was."""
+    before = monotonic()  # of all rounds, so that `exit_timeout` starts once
+    while True:
+        with Drain(before, at_exit=True) as drain:
+            try:
+                if drain_or_tell(drain):
+                    return None
+                return f"exit_timeout={settings.exit_timeout} s has passed"
+            except KeyboardInterrupt:
+                return "interrupted"
+            except BaseException:  # `sys.exit` in a handler of SIGTERM: we are ending already
+                continue
 
 
 def drain_or_tell(drain: Drain) -> bool:
@@ -97,19 +129,10 @@ def drop(why: str) -> None:
     )
 
 
-_forked = False
-
-
-def drain_in_forked_child() -> None:
-    # `multiprocessing` ends its forked children without atexit hooks, by this hook alone.
-    if _forked:
-        drain_at_exit()
-
-
 def after_fork() -> None:
     """Start with an empty ledger and new workers in the child of a fork (W4)."""
-    global _forked
-    _forked = True
+    global _given_up
+    _given_up = False
     start_afresh()
     forget_failures()
     forget_growth()
@@ -118,6 +141,8 @@ def after_fork() -> None:
 
 atexit.register(drain_at_exit)
 if register := getattr(threading, "_register_atexit", None):
-    register(drain_in_forked_child)
+    # Too late if the program ends already: then `atexit` alone has it.
+    with suppress(RuntimeError):
+        register(drain_before_others_end)
 at_end.append(drain_before_pools_end)
 os.register_at_fork(after_in_child=after_fork)
