@@ -14,6 +14,7 @@ import pytest
 
 import background
 from background import InlineExecutor, ProcessExecutor, SQLiteExecutor, ThreadExecutor
+from background._core import telling
 from background._core.failures import failures
 from background._executors.foreign import ForeignExecutor
 
@@ -52,6 +53,7 @@ def executor_in_memory(request: pytest.FixtureRequest) -> Iterator[Executor]:
 def nothing_left() -> Iterator[None]:
     """Start without failures of other tests; end without calls."""
     failures.take()
+    telling._runs.clear()
     yield
     background.flush(30)
 

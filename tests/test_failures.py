@@ -539,3 +539,38 @@ def test_no_time_is_negative() -> None:
         future.add_done_callback(again)
         future.result()
     assert stats().seconds_waiting >= before
+
+
+def test_a_thread_of_a_handler_whose_calls_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    """B5: a handler that makes its calls by a function on a thread of its own ends, too."""
+    records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
+    made = []
+    enough = threading.Event()
+
+    def ship() -> None:
+        while records.get() is not None:
+            made.append(0)
+            if len(made) == 3_000:
+                enough.set()
+                return
+            background(fail)("down")
+
+    thread = threading.Thread(target=ship)
+    thread.start()
+    logger, handler = logging.getLogger("background"), logging.handlers.QueueHandler(records)  # type: ignore[arg-type]
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        background(fail)("mine")
+        err = ""
+        deadline = time.monotonic() + 60
+        while "ValueError: down" not in err and time.monotonic() < deadline:
+            flush(20)
+            assert not enough.wait(0.01)
+            err += capsys.readouterr().err
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+        records.put(None)
+        thread.join(20)
+    assert len(made) < 3_000

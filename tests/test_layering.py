@@ -43,7 +43,13 @@ def imports(tree: ast.AST) -> Iterator[str]:
             continue
         names = []
         if isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
+            name = (node.module or "").removeprefix("background.")
+            # `from folder import module` imports the module.
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if name in FOLDERS
+                else [node.module or ""]
+            )
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         for name in names:

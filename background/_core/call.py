@@ -122,7 +122,7 @@ class Call(Future[T]):
         if depth == 0 and made_by_handler(self._code):
             depth = 1
         awaited = shared is not None and bool(shared.bells or shared.waiters or shared.callbacks)
-        here, failure = this_thread(), Unseen(error, name, depth, awaited)
+        here, failure = this_thread(), Unseen(error, name, depth, self._born, awaited)
         guard = Guard(failure)
         # From here on nothing is called, so Ctrl-C can't strike: it is written down, counted
         # and the outcome, or none of these.

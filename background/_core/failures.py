@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 
 from background._core.ledger import this_thread, threads
 from background._core.naming import Named
-from background._core.telling import ERROR, report
+from background._core.telling import ERROR, depth_of_run, report
 
 __all__ = [
     "Guard",
@@ -104,6 +104,7 @@ class Unseen:
         "depth",
         "error",
         "key",
+        "made",
         "name",
         "quiet",
         "round",
@@ -111,10 +112,13 @@ class Unseen:
         "told",
     )
 
-    def __init__(self, error: BaseException, name: str, depth: int, awaited: bool) -> None:
+    def __init__(
+        self, error: BaseException, name: str, depth: int, made: float, awaited: bool
+    ) -> None:
         self.error = error
         self.name = name
         self.depth = depth  # see `telling`
+        self.made = made  # when the call was made
         self.awaited = awaited  # whether somebody waited for it, or has it called back
         self.born = monotonic()
         self.quiet = [True]  # whoever pops it logs the failure
@@ -167,7 +171,7 @@ class Unseen:
                 "%s failed and its exception was never retrieved",
                 self.name,
                 error=error,
-                depth=self.depth,
+                depth=self.depth or depth_of_run(self.name, self.made),
             )
         if self.key is not None:
             clear_frames(error)  # it stays for `flush(check=True)`; what its frames hold needn't

@@ -9,8 +9,18 @@ import threading
 import traceback
 from contextlib import suppress
 from contextvars import Context, ContextVar
+from time import monotonic
 
-__all__ = ["ERROR", "WARNING", "depth_in", "logger", "made_by_handler", "report", "telling"]
+__all__ = [
+    "ERROR",
+    "WARNING",
+    "depth_in",
+    "depth_of_run",
+    "logger",
+    "made_by_handler",
+    "report",
+    "telling",
+]
 
 WARNING, ERROR = logging.WARNING, logging.ERROR
 logger = logging.getLogger("background")
@@ -24,6 +34,29 @@ telling: ContextVar[int] = ContextVar("background.telling", default=0)
 def depth_in(context: Context | None) -> int:
     """Return how many reports a call with that context is part of."""
     return 0 if context is None else context.get(telling, 0)
+
+
+# Of calls made at one place whose failures were logged one after the other: how many, and when
+# the last one was. Lost updates, without the GIL, do no harm.
+_runs: dict[str, tuple[int, float]] = {}
+IN_A_ROW, AT_ONCE = 1_000, 0.1  # failures, seconds
+
+
+def depth_of_run(place: str, born: float) -> int:
+    """Return 1 if a failure is the latest of so many that it seems to be caused by its log.
+
+    A log handler that passes records to a thread of its own, whose calls fail, is not known by
+    its context: but each call is made just after the failure before it has been logged.
+    """
+    count, logged = _runs.get(place, (0, 0.0))
+    if born > logged + AT_ONCE:
+        count = 0
+    elif born >= logged - AT_ONCE:  # or before: several such series may run side by side
+        count += 1
+    if len(_runs) > IN_A_ROW:
+        _runs.clear()
+    _runs[place] = count, monotonic()
+    return int(count >= IN_A_ROW)
 
 
 def report(
