@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+import background._executors.sqlite.commands as durable
 from background import _demo
-from background._executors.sqlite import commands as durable
 from background._executors.sqlite.store import StoreError
 
 __all__ = ["main"]

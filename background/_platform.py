@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import fcntl
 import os
 import sys
+import threading
+import weakref
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from typing import Any, cast
 
-__all__ = ["interpreter", "not_standard", "open_standard_streams"]
+__all__ = ["interpreter", "not_standard", "open_standard_streams", "pool_threads"]
 
 
 def not_standard(descriptor: int) -> int:
@@ -48,3 +54,54 @@ def interpreter() -> str:
             "sys.executable to an interpreter that has the same packages"
         )
     return path
+
+
+class PoolThreads:
+    """Threads of other pools, for which the interpreter's end must be able not to wait.
+
+    Since Python 3.9 the threads of a `ThreadPoolExecutor` are no daemons: the interpreter waits
+    for them, for ever if one hangs, and there is no public way to have it stop. The pool makes
+    them when it is given a call, with the `daemon` of the thread that gives it: so they are made
+    daemons here, and are none any more for what they start in their turn.
+    """
+
+    def __init__(self) -> None:
+        self.made: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+    @contextmanager
+    def as_daemons(self) -> Generator[None, None, None]:
+        """Have the threads that this thread makes meanwhile be daemons."""
+        here: Any = threading.current_thread()
+        before = here._daemonic
+        here._daemonic = True
+        try:
+            yield
+        finally:
+            here._daemonic = before
+
+    def enter(self) -> None:
+        """Have what this thread starts be no daemon."""
+        here: Any = threading.current_thread()
+        if here._daemonic and here not in self.made and _is_of_pool(here):
+            self.made.add(here)
+            here._daemonic = False
+
+    def abandon(self, thread: threading.Thread) -> bool:
+        """Have the interpreter's end not wait for a thread; return False if it will."""
+        queues: Any = getattr(concurrent.futures.thread, "_threads_queues", {})
+        queues.pop(thread, None)  # that module waits, too
+        if thread in self.made or thread.daemon:
+            return True
+        inner: Any = threading
+        with suppress(AttributeError):  # until Python 3.12
+            inner._shutdown_locks.discard(cast(Any, thread)._tstate_lock)
+            return True
+        return False
+
+
+def _is_of_pool(thread: threading.Thread) -> bool:
+    queues: Any = getattr(concurrent.futures.thread, "_threads_queues", {})
+    return thread in queues
+
+
+pool_threads = PoolThreads()

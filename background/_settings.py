@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import concurrent.futures
-import signal
-import threading
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
@@ -14,6 +12,8 @@ from background._core.ledger import watchers
 from background._debug import watch
 from background._executors.foreign import ForeignExecutor
 from background._executors.threads import ThreadExecutor
+from background._signals import check_signals
+from background._signals import drain_on as drain_signals
 
 __all__ = ["check_executor", "check_seconds", "configure", "settings"]
 
@@ -25,6 +25,7 @@ class Settings:
         self.executor: Executor = ThreadExecutor()
         self.exit_timeout: float | None = None
         self.debug = False
+        self.drain_on: tuple[int, ...] = ()
 
 
 settings = Settings()
@@ -50,33 +51,6 @@ def check_seconds(name: str, value: float | None) -> None:
         raise ValueError(f"{name} must be at least 0 seconds, not {value!r}")
 
 
-def check_signals(signals: object) -> list[signal.Signals]:
-    """Return the signals, or raise an error that says what to write."""
-    if isinstance(signals, bool) or not isinstance(signals, int | Iterable):
-        raise TypeError(f"drain_on must be a signal or several, not {signals!r}")
-    try:
-        found = [signal.Signals(n) for n in ([signals] if isinstance(signals, int) else signals)]
-    except ValueError as error:
-        raise ValueError(f"drain_on must be a signal or several, not {signals!r}") from error
-    if threading.current_thread() is not threading.main_thread():
-        raise ValueError("drain_on can be set in the main thread only")
-    return found
-
-
-def end_on(number: int) -> Any:
-    """Have the signal end the program as by `sys.exit(128 + n)`; return the handler before."""
-    before = signal.getsignal(number)
-
-    def end(_: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the program at once
-        if callable(before) and before is not signal.default_int_handler:
-            before(number, frame)
-        raise SystemExit(128 + number)
-
-    signal.signal(number, end)
-    return before
-
-
 class configure:
     """Set what holds for the whole program; as a context manager, until its block ends.
 
@@ -87,9 +61,12 @@ class configure:
         debug: whether to look for arguments that change between a call and its start: a
             warning names the call and the argument, once for each function and argument. It
             reads all arguments twice; False, the default, costs nothing.
-        drain_on: a signal, or several, that end the program as `sys.exit(128 + n)` does, after
-            the handler that was there before: calls are waited for, within `exit_timeout`. A
-            second signal ends the program at once. For the main thread alone.
+
+        drain_on: a signal, or several, that end the program as `sys.exit(128 + number)` does,
+            draining the calls within `exit_timeout`: schedulers and containers send SIGTERM,
+            whose default action loses all calls that wait. A handler that was there is
+            called first; the same signal again ends the program at once. None, the default,
+            leaves signals alone. For the main thread only.
 
     What is not given stays as it is. Calls that were made before stay where they are.
 
@@ -107,7 +84,7 @@ class configure:
         executor: concurrent.futures.Executor = _KEEP,
         exit_timeout: float | None = _KEEP,
         debug: bool = _KEEP,
-        drain_on: int | Iterable[int] = (),
+        drain_on: int | Iterable[int] | None = _KEEP,
     ) -> None:
         if executor is not self._KEEP:
             executor = check_executor(executor)
@@ -115,12 +92,22 @@ class configure:
             check_seconds("exit_timeout", exit_timeout)
         if debug is not self._KEEP and not isinstance(debug, bool):
             raise TypeError(f"debug must be True or False, not {debug!r}")
-        signals = check_signals(drain_on) if drain_on != () else []
+        if drain_on is not self._KEEP:
+            drain_on = check_signals(drain_on)
         self._before = vars(settings).copy()
-        given = {"executor": executor, "exit_timeout": exit_timeout, "debug": debug}
+        given = {
+            "executor": executor,
+            "exit_timeout": exit_timeout,
+            "debug": debug,
+            "drain_on": drain_on,
+        }
         vars(settings).update((k, v) for k, v in given.items() if v is not self._KEEP)
+        self._apply()
+
+    @staticmethod
+    def _apply() -> None:
         watchers[:] = [watch] if settings.debug else []
-        self._handlers = {number: end_on(number) for number in dict.fromkeys(signals)}
+        drain_signals(settings.drain_on)
 
     def __enter__(self) -> None:
         """Do nothing: the settings hold since the call."""
@@ -132,7 +119,4 @@ class configure:
         trace: TracebackType | None,
     ) -> None:
         vars(settings).update(self._before)
-        watchers[:] = [watch] if settings.debug else []
-        for number, handler in self._handlers.items():
-            if handler is not None:  # None: not set from Python, so it can't be set again
-                signal.signal(number, handler)
+        self._apply()

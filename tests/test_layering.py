@@ -9,13 +9,17 @@ import background
 ROOT = Path(background.__file__).parent
 # From the ground up: no file imports one of its own line or of a line above it.
 FLOORS = """
+_pickling.names
+_pickling.functions
+_pickling.errors _pickling.refusals
+_pickling.calls
 _platform _executors.process.channel _pickling _errors _core.naming _core.telling
 _executors.process.worker _executors.sqlite.store _snapshot _core.ledger
 _executors.sqlite.worker _core.failures _core.hints _core.waiting
 _core.future
 _core.call
 _core.executor
-_debug _progress _executors.elsewhere _executors.workers
+_debug _progress _signals _executors.elsewhere _executors.workers
 _executors.inline _executors.threads _executors.eventloop _executors.foreign
 _executors.process.child
 _executors.sqlite.executor _executors.dask.executor _executors.process.executor

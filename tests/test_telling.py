@@ -14,7 +14,7 @@ from background import (
     _flush,
     flush,
 )
-from background._core import call, ledger
+from background._core import call, executor, ledger
 from background._core.hints import Computing
 from background._executors import workers
 
@@ -24,7 +24,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.wall = self.cpu = 1.0
-        for module in (call, ledger, workers):
+        for module in (call, executor, ledger, workers):
             monkeypatch.setattr(module, "monotonic", lambda: self.wall)
         monkeypatch.setattr(ledger, "thread_time", lambda: self.cpu)
         monkeypatch.setattr(call, "computing", Computing())

@@ -189,6 +189,14 @@ class Executor(concurrent.futures.Executor):
     def _interrupt(self, call: Call[Any]) -> None:
         """Ask a call that has started, perhaps, to end early, where that can be done."""
 
+    def _give_up(self, call: Call[Any]) -> bool:
+        """Have the interpreter's end not wait for a call that runs; return whether it won't."""
+        return True
+
+    def _outlook(self, count: int) -> str:
+        """Say what becomes of so many calls that outlive the program."""
+        return f"{count} background call{'s' * (count != 1)} may run without this program"
+
     def _stands(self, call: Call[Any]) -> str:
         """Say where a running call stands, as the end of a sentence."""
         owner = call._owner

@@ -10,7 +10,7 @@ from typing import Any
 from background._core.call import Call
 from background._core.ledger import let_go, this_thread, unended
 
-__all__ = ["at_end", "drain_before_end_of", "end_call", "has_ended"]
+__all__ = ["at_end", "drain_before_end_of", "end_call", "has_ended", "register_at_end"]
 
 # What is called before the pools end: theirs are hooks of `threading`, earlier than `atexit`.
 at_end: list[Callable[[], object]] = []
@@ -26,8 +26,16 @@ def drain_before_end_of(pool: object) -> None:
     """
     if type(pool) not in _hooked:
         _hooked.add(type(pool))
-        with suppress(RuntimeError):
-            threading._register_atexit(_before_pools_end)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+        register_at_end()
+
+
+def register_at_end() -> None:
+    """Have the program's end wait for all calls before all that has been registered so far.
+
+    By the hooks of `threading`, which run before those of `atexit`, the last one first.
+    """
+    with suppress(RuntimeError, AttributeError):  # it ends already; or Python has them no more
+        threading._register_atexit(_before_pools_end)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
 
 
 def _before_pools_end() -> None:

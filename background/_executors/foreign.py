@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import sys
+import threading
 from contextlib import suppress
 from functools import reduce
 from types import FunctionType, MethodType
@@ -16,6 +17,7 @@ from background._core.ledger import Thread, let_go, this_thread, threads, unende
 from background._debug import Watched
 from background._errors import SHUT_DOWN
 from background._executors.elsewhere import drain_before_end_of, end_call, has_ended
+from background._platform import pool_threads
 from background._snapshot import Failed
 
 __all__ = ["ForeignExecutor"]
@@ -44,7 +46,8 @@ class ForeignExecutor(Executor):
             return
         shipment = self._shipments[call] = Shipment(self, call)
         try:
-            future: Any = self._foreign.submit(shipment)
+            with pool_threads.as_daemons():
+                future: Any = self._foreign.submit(shipment)
             shipment.future = future
             future.add_done_callback(shipment.done)
         except Exception as error:
@@ -96,6 +99,22 @@ class ForeignExecutor(Executor):
         future = None if shipment is None else shipment.future
         return future is not None and bool(future.running())
 
+    def _give_up(self, call: Call[Any]) -> bool:
+        owner, left = call._owner, True
+        for thread in threading.enumerate():
+            if owner is not None and thread.ident == owner.ident:
+                left = pool_threads.abandon(thread)
+        if processes := getattr(self._foreign, "_processes", None):
+            if shipment := self._shipments.get(call):
+                shipment.take()  # nobody asks any more what becomes of it
+            # The pool's own thread waits for them.
+            try:
+                self._foreign.shutdown(wait=False, kill_workers=True)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]  # loky's
+            except TypeError:
+                for process in list(processes.values()):
+                    process.kill()
+        return left
+
     def _serves(self, here: Thread) -> bool:
         return here.queue is self._foreign
 
@@ -141,6 +160,7 @@ class Shipment:
         if call is None:
             return
         here = this_thread()
+        pool_threads.enter()
         outer, here.queue = here.queue, self.executor._foreign
         try:
             shared = call._run(here)

@@ -10,7 +10,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any
 
@@ -70,6 +70,25 @@ class Queue:
             self.bell.put(None)
 
 
+class WorkerThread(threading.Thread):
+    """A thread for which the interpreter's end doesn't wait, as for one that is `daemon`.
+
+    Threads that a call starts inherit that property, and would be lost at the program's end
+    where those that an inline call starts are not. So it is one to the interpreter alone,
+    which asks before the thread runs.
+    """
+
+    _runs = False
+
+    @property
+    def daemon(self) -> bool:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
+        return not self._runs
+
+    def run(self) -> None:
+        self._runs = True
+        super().run()
+
+
 class Worker:
     """One worker of a queue; its thread starts when it is first needed."""
 
@@ -95,7 +114,7 @@ class Worker:
         except IndexError:
             return
         try:
-            threading.Thread(target=self.work, name=name, daemon=True).start()
+            WorkerThread(target=self.work, name=name).start()
         except RuntimeError:  # no further thread: this one will do
             self.work()
 
@@ -136,9 +155,11 @@ class Worker:
             if shared is not None or drains:
                 let_go(here, shared)
         here.queue = None
+        _leaving[self] = None
         self.leave()
         bell.put(None)  # for the other workers, and for the next one that looks
         self.ended.put(None)
+        del _leaving[self]
 
     def leave(self, deadline: float | None = None) -> None:
         """Release what the worker needs for its calls: none runs, and none will come."""
@@ -272,6 +293,9 @@ def _arrive(
     return executor or _executors.setdefault(key, kind(**options))
 
 
+_leaving: dict[
+    Worker, None
+] = {}  # those whose last call is done, while they release what they have
 _ended = False  # the program's end has waited for all calls: later ones run in their caller
 
 
@@ -280,18 +304,26 @@ def _all() -> list[WorkerExecutor]:
     return [executor for ref in _executors.valuerefs() if (executor := ref()) is not None]
 
 
-def end_workers() -> None:
-    """Leave the workers what they have and give every executor a queue without workers."""
+def end_workers(deadline: float | None = None) -> None:
+    """Leave the workers what they have and give every executor a queue without workers.
+
+    What they have left in processes may end until the deadline.
+    """
     global _ended
     _ended = True
     for executor in _all():
         before, executor._queue = executor._queue, executor._queue.anew()
         for worker in before.workers:
-            worker.leave()
+            worker.leave(deadline)
+    for worker in list(_leaving):  # of executors that are gone
+        with suppress(Empty):
+            worker.ended.get(timeout=None if deadline is None else max(deadline - monotonic(), 0))
+            worker.ended.put(None)
 
 
 def forget_workers() -> None:
     """Give every executor a new queue in the child of a fork, where its workers are gone."""
+    _leaving.clear()
     for executor in _all():
         before = executor._queue
         executor._queue = before.anew()

@@ -7,8 +7,10 @@ This package imports nothing of the rest: a worker loads it alone.
 """
 
 from background._pickling.calls import pack_call, pack_result, unpack_call
+from background._pickling.errors import _bare as _bare  # pickles of version 0.1 find them here
 from background._pickling.errors import pack_error, unpack_error
 from background._pickling.functions import LARGE, dragged
+from background._pickling.functions import _complete as _complete
 
 __all__ = [
     "LARGE",
