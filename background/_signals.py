@@ -34,7 +34,7 @@ def check_signals(value: object) -> tuple[int, ...]:
             getattr(signal, "SIGKILL", None),
             getattr(signal, "SIGSTOP", None),
         ):
-            raise ValueError(f"drain_on={value!r}: {each} is no signal that can be handled")
+            raise ValueError(f"drain_on must be a signal that can be handled, not {value!r}")
         found.append(int(each))
     if found and threading.current_thread() is not threading.main_thread():
         raise ValueError("drain_on can be set in the main thread only, where signals are handled")
@@ -71,7 +71,7 @@ def end_in_order(number: int, frame: FrameType | None) -> None:
         return
     _came.append(monotonic())
     handler = _before.get(number)
-    if callable(handler):  # the one that was there
+    if callable(handler) and handler is not signal.default_int_handler:  # was there before
         handler(number, frame)
     sys.exit(128 + number)
 
