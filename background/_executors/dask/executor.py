@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
 import importlib
 import importlib.util
-import logging
 import os
 import pickle
 import threading
@@ -23,6 +21,7 @@ from background._core.failures import own_files
 from background._core.ledger import this_thread, waiting
 from background._core.naming import describe
 from background._errors import SHUT_DOWN, WorkerDied
+from background._executors.dask.cluster import Cluster
 from background._executors.elsewhere import drain_before_end_of, end_call, has_ended
 from background._executors.process.channel import RAISED
 from background._executors.process.worker import outcome
@@ -342,53 +341,3 @@ def explained(call: Call[Any], error: BaseException) -> BaseException:
             "missing there: scheduler and workers need background-futures, in this version",
         )
     return error
-
-
-# -- A cluster of our own -----------------------------------------------------------------
-
-
-class Cluster:
-    """A scheduler in a thread of the program, and worker processes that end without it."""
-
-    def __init__(self) -> None:
-        system: Any = importlib.import_module("dask.system")
-        distributed: Any = importlib.import_module("distributed")
-        subprocess: Any = importlib.import_module("distributed.deploy.subprocess")
-        quiet = logging.CRITICAL  # what goes wrong with a call comes by its future
-        options = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
-        worker = {
-            "cls": subprocess.SubprocessWorker,
-            "options": {
-                "worker_kwargs": {
-                    "host": "127.0.0.1",
-                    "nthreads": 1,
-                    # Seconds without a scheduler, and for a worker to start: on a busy machine
-                    # some take 10.
-                    "death_timeout": 60,
-                    "silence_logs": quiet,
-                }
-            },
-        }
-        self.cluster: Any = distributed.SpecCluster(
-            workers=dict.fromkeys(range(system.CPU_COUNT), worker),
-            worker=worker,
-            scheduler={"cls": distributed.Scheduler, "options": {**options, "port": 0}},
-            name="background",
-            silence_logs=quiet,
-        )
-        self.client: Any = distributed.Client(self.cluster, set_as_default=False)
-        # Later than Dask's own hook, so it runs before; all calls have been waited for.
-        atexit.register(self.close)
-
-    def close(self) -> None:
-        """End the workers; what they still run is lost."""
-        atexit.unregister(self.close)
-        # Dask would log, with tracebacks, the connections of what it closes first.
-        dask = logging.getLogger("distributed")
-        before = dask.level
-        dask.setLevel(logging.CRITICAL)
-        try:
-            self.client.close()
-            self.cluster.close()
-        finally:
-            dask.setLevel(before)

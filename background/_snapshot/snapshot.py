@@ -6,22 +6,11 @@
 
 from __future__ import annotations
 
-import enum
-import sys
 import traceback
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial, singledispatch
-from operator import is_
-from types import (
-    BuiltinFunctionType,
-    FunctionType,
-    MethodType,
-    ModuleType,
-    NoneType,
-    SimpleNamespace,
-)
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any, TypeVar, overload
 
 __all__ = ["atoms", "copy_arguments", "snapshot"]
@@ -194,105 +183,6 @@ def remember(value: Any, copy: Any, memo: Memo) -> None:
     memo[id(memo)].append(value)
 
 
-# -- What the language and its library have ------------------------------------------------
-# Methods of the base class are called by its name, because a subclass may do more in its own.
-# The first step of each takes all items at once, so that other threads may go on.
-
-
-def copy_list(value: Any, memo: Memo) -> Any:
-    items = list.copy(value)
-    copy = items if type(value) is list else list.__new__(type(value))
-    remember(value, copy, memo)
-    if not atoms.issuperset(map(type, items)):
-        for i, item in enumerate(items):
-            if type(item) not in atoms:
-                items[i] = copy_part(item, memo)
-    if copy is not items:
-        list.extend(copy, items)
-        copy_attributes(value, copy, memo)
-    return copy
-
-
-def copy_dict(value: Any, memo: Memo, base: Any = dict) -> Any:
-    kind: Any = type(value)
-    items = value.copy() if kind is dict else dict(base.items(value))
-    copy: Any = items if kind is dict else base.__new__(kind)
-    remember(value, copy, memo)
-    if not atoms.issuperset(map(type, items.values())):
-        for key, item in items.items():
-            if type(item) not in atoms:
-                items[key] = copy_part(item, memo)
-    if not atoms.issuperset(map(type, items)):
-        pairs = [(copy_part(key, memo), item) for key, item in items.items()]
-        items.clear()
-        items.update(pairs)
-    if copy is not items:
-        if base is defaultdict:
-            copy.default_factory = value.default_factory
-        for key, item in items.items():
-            base.__setitem__(copy, key, item)
-        copy_attributes(value, copy, memo)
-    return copy
-
-
-def copy_set(value: Any, memo: Memo) -> Any:
-    kind: Any = type(value)
-    items = set.copy(value)
-    copy: Any = items if kind is set else set.__new__(kind)
-    remember(value, copy, memo)
-    if not atoms.issuperset(map(type, items)):
-        parts = [copy_part(item, memo) for item in items]
-        items.clear()
-        items.update(parts)
-    if copy is not items:
-        set.update(copy, items)
-        copy_attributes(value, copy, memo)
-    return copy
-
-
-def copy_deque(value: Any, memo: Memo) -> Any:
-    kind: Any = type(value)
-    if kind is deque:
-        copy: Any = value.copy()
-    else:
-        copy = deque.__new__(kind)
-        deque.__init__(copy, deque.__iter__(value), value.maxlen)
-    remember(value, copy, memo)
-    if not atoms.issuperset(map(type, deque.__iter__(copy))):
-        items = [copy_part(item, memo) for item in deque.__iter__(copy)]
-        deque.clear(copy)
-        deque.extend(copy, items)
-    if kind is not deque:
-        copy_attributes(value, copy, memo)
-    return copy
-
-
-def copy_bytearray(value: Any, memo: Memo) -> Any:
-    copy = bytearray.__new__(type(value))
-    bytearray.__init__(copy, memoryview(value))
-    if type(value) is not bytearray:
-        copy_attributes(value, copy, memo)
-    return copy
-
-
-def copy_tuple(value: Any, memo: Memo, base: Any = tuple) -> Any:
-    if type(value) is base and atoms.issuperset(map(type, value)):
-        return value
-    before = list(base.__iter__(value))
-    items = [copy_part(item, memo) for item in before]
-    if id(value) in memo:  # a part led back here
-        return memo[id(value)]
-    kind: Any = type(value)
-    state = None if kind is base else object.__getstate__(value)
-    if not state and all(map(is_, items, before)):
-        return value
-    # The library's own named tuples, and torch's, can be made in no other way.
-    copy = kind(items) if hasattr(kind, "n_sequence_fields") else base.__new__(kind, items)
-    if state:
-        copy_attributes(value, copy, memo)
-    return copy
-
-
 def copy_object(value: Any, memo: Memo) -> Any:
     kind: Any = type(value)
     copy = kind.__new__(kind)
@@ -319,90 +209,8 @@ def pass_on(value: Any, memo: Memo) -> Any:
     return value
 
 
-def pass_for_ever(value: Any, memo: Memo) -> Any:
-    atoms.add(type(value))
-    return value
-
-
-# -- What libraries have -------------------------------------------------------------------
 # Their types are known by name: whoever passes an array has loaded NumPy, nobody else need.
-
-
-def copy_array(value: Any, memo: Memo) -> Any:
-    copy = value.copy("K")
-    if value.dtype.hasobject:
-        remember(value, copy, memo)
-        ndarray = sys.modules["numpy"].ndarray
-        copy_elements(copy.view(ndarray), memo)
-    return copy
-
-
-def copy_elements(array: Any, memo: Memo) -> None:
-    """Replace the objects in an array by their copies, in place."""
-    if array.dtype.names is not None:
-        for name in array.dtype.names:
-            if array.dtype[name].hasobject:
-                copy_elements(array[name], memo)
-    else:
-        # It takes and leaves any object, whatever the shape: an index would unpack sequences.
-        each = sys.modules["numpy"].frompyfunc(partial(copy_part, memo=memo), 1, 1)
-        each(array, out=array)
-
-
-def copy_void(value: Any, memo: Memo) -> Any:
-    """Copy a row of a structured array, which is a view of it."""
-    return copy_array(sys.modules["numpy"].array(value), memo)[()]
-
-
-def copy_tensor(value: Any, memo: Memo) -> Any:
-    return value.detach().clone()
-
-
-def copy_pandas(value: Any, memo: Memo) -> Any:
-    copy = value.copy(deep=True)
-    if hasattr(value, "index"):  # not an index itself; it may show a NumPy array's memory
-        copy.index = value.index.copy(deep=True)
-    return copy
-
-
-def copy_polars(value: Any, memo: Memo) -> Any:
-    # `clone` shares memory, which may be that of a NumPy array; to join two parts copies them.
-    if not hasattr(value, "rechunk"):  # a LazyFrame
-        return value.clone()
-    half = len(value) // 2
-    parts = [value[:half], value[half:]] if half else [value, value]  # empty ones are left out
-    return sys.modules["polars"].concat(parts, rechunk=True)[: len(value)]
-
-
-def copy_array_array(value: Any, memo: Memo) -> Any:
-    if not hasattr(value, "__dict__"):  # not a subclass
-        return value[:]
-    kind: Any = type(value)
-    copy = kind.__new__(kind, value.typecode, value)
-    copy_attributes(value, copy, memo)
-    return copy
-
-
-by_name: dict[tuple[str, str], Callable[[Any, Memo], Any]] = {
-    ("array", "array"): copy_array_array,
-    ("numpy", "ndarray"): copy_array,
-    ("numpy", "void"): copy_void,
-    ("torch", "Tensor"): copy_tensor,
-    ("pandas", "DataFrame"): copy_pandas,
-    ("pandas", "Series"): copy_pandas,
-    ("pandas", "Index"): copy_pandas,
-    ("polars", "DataFrame"): copy_polars,
-    ("polars", "Series"): copy_polars,
-    ("polars", "LazyFrame"): copy_polars,
-    # Of which there may be many, and nothing changes.
-    ("numpy", "generic"): pass_for_ever,
-    ("datetime", "date"): pass_for_ever,
-    ("datetime", "timedelta"): pass_for_ever,
-    ("decimal", "Decimal"): pass_for_ever,
-    ("fractions", "Fraction"): pass_for_ever,
-    ("pathlib", "PurePath"): pass_for_ever,
-    ("uuid", "UUID"): pass_for_ever,
-}
+by_name: dict[tuple[str, str], Callable[[Any, Memo], Any]] = {}  # `libraries` fills it
 
 
 def library(kind: type) -> Callable[[Any, Memo], Any] | None:
@@ -433,19 +241,3 @@ def find_copier(kind: type) -> Callable[[Any, Memo], Any]:
 
 default = registry.dispatch(object)
 copiers: dict[type, Callable[[Any, Memo], Any]] = {}  # those found so far
-_built_in: dict[type, Callable[[Any, Memo], Any]] = {
-    list: copy_list,
-    dict: copy_dict,
-    tuple: copy_tuple,
-    set: copy_set,
-    frozenset: partial(copy_tuple, base=frozenset),
-    deque: copy_deque,
-    bytearray: copy_bytearray,
-    SimpleNamespace: copy_object,
-    OrderedDict: partial(copy_dict, base=OrderedDict),
-    defaultdict: partial(copy_dict, base=defaultdict),
-    enum.Enum: pass_on,  # also one whose members are dataclass instances
-    BaseException: pass_on,
-}
-for _kind, _function in _built_in.items():
-    registry.register(_kind, _function)
