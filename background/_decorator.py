@@ -82,8 +82,9 @@ class BoundBackgroundFunction(_BoundWrapper):
 
 
 class BackgroundFunction(_Wrapper):
-    """A decorated function; each is the one instance of a subclass with a `__call__` of its own."""
+    """A decorated function; each has a `__call__` of its own, made by `wrap`."""
 
+    __slots__ = ("__call__",)
     __bound_function_wrapper__ = BoundBackgroundFunction
 
     def __copy__(self) -> Self:
@@ -102,6 +103,10 @@ class BackgroundFunction(_Wrapper):
     def _reduce_by_value(self) -> Any:
         # For another process, which can't find the name.
         return wrap, (self.__wrapped__, *self._self_options)
+
+
+# Not `wrapper.__call__ = …`, which wrapt would pass on to the function.
+_set_call: Callable[[BackgroundFunction, Any], None] = vars(BackgroundFunction)["__call__"].__set__
 
 
 def put_copied(
@@ -129,7 +134,9 @@ def wrap(
     """Wrap a function so that a call costs as little as it can.
 
     A `__call__` that knows the function and its executor as free variables: to read an
-    attribute of a wrapt proxy takes 150 ns, and `wrapt.decorator` another 700 a call.
+    attribute of a wrapt proxy takes 150 ns, and `wrapt.decorator` another 700 a call. It is in
+    a slot of that name, which Python finds as it finds a method: a class for each function
+    would be a cycle, and keep what it wraps until the collector comes.
     """
     backlog = None if max_pending is None else Backlog(max_pending, overflow)
     enter: Put = cast(Put, put if backlog is None else put_bounded)
@@ -138,15 +145,15 @@ def wrap(
     if is_async(function):
         enter = on_event_loop(enter)
 
-    def call(self: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def call(*args: Any, **kwargs: Any) -> Future[Any]:
         try:
             frame = _getframe(1)
         except ValueError:  # called by C, on a thread without Python code
             frame = _getframe(0)
         return enter(executor or settings.executor, function, args, kwargs or None, frame, backlog)
 
-    kind = type("BackgroundFunction", (BackgroundFunction,), {"__call__": call})
-    wrapper: BackgroundFunction = kind(function, _unused)
+    wrapper = BackgroundFunction(function, _unused)
+    _set_call(wrapper, call)
     wrapper._self_put = enter
     wrapper._self_backlog = backlog
     wrapper._self_options = executor, snapshot, max_pending, overflow

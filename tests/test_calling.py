@@ -147,13 +147,13 @@ def test_a_failure_makes_no_cycle(executor_in_memory: Executor) -> None:
     let_die()
     assert alive() is None
 
-    logging.getLogger("background").disabled = True
+    logging.getLogger("background").setLevel(logging.CRITICAL + 1)
     big = Big()
     alive = weakref.ref(big)
     executor_in_memory.submit(fail, big)
     del big
     flush()
-    logging.getLogger("background").disabled = False
+    logging.getLogger("background").setLevel(logging.NOTSET)
     let_die()
     assert alive() is None
 
@@ -199,7 +199,7 @@ def test_no_growth_with_finished_calls(executor: Executor) -> None:
 
 def test_no_growth_with_failures(executor: Executor) -> None:
     """C6: three hundred dropped failures with a megabyte each leave next to nothing."""
-    logging.getLogger("background").disabled = True
+    logging.getLogger("background").setLevel(logging.CRITICAL + 1)
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]
     for _ in range(300):
@@ -207,5 +207,5 @@ def test_no_growth_with_failures(executor: Executor) -> None:
         flush()
     after = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    logging.getLogger("background").disabled = False
+    logging.getLogger("background").setLevel(logging.NOTSET)
     assert after - before < 3 << 20

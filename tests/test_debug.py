@@ -307,11 +307,11 @@ def test_nothing_is_kept(executor: Executor) -> None:
         value, bad = Data([1]), Data([1])
         alive = [weakref.ref(value), weakref.ref(bad)]
         kept = background(plot, executor=executor)(value)
-        logging.getLogger("background").disabled = True
+        logging.getLogger("background").setLevel(logging.CRITICAL + 1)
         background(fail, executor=executor)(bad)
         del value, bad
         flush()
-        logging.getLogger("background").disabled = False
+        logging.getLogger("background").setLevel(logging.NOTSET)
         assert [ref() for ref in alive] == [None, None]
         assert kept.done()
     finally:

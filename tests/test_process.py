@@ -1031,10 +1031,10 @@ def test_a_long_wait_names_the_process(
     with pytest.raises(FlushTimeout):
         flush(0.3)
     assert f"in the worker process {pid}" in log.warnings[0]
-    logging.getLogger("background").disabled = True
+    logging.getLogger("background").setLevel(logging.CRITICAL + 1)
     os.kill(pid, signal.SIGKILL)
     flush(20)
-    logging.getLogger("background").disabled = False
+    logging.getLogger("background").setLevel(logging.NOTSET)
 
 
 def test_several_workers_overlap(tmp_path: Path) -> None:

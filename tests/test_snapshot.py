@@ -570,13 +570,13 @@ def test_nothing_is_kept(executor_in_memory: Executor) -> None:
         future = background(lambda x: weakref.ref(x), executor=executor_in_memory, snapshot=True)(
             value
         )
-        logging.getLogger("background").disabled = True
+        logging.getLogger("background").setLevel(logging.CRITICAL + 1)
         failed = background(len, executor=executor_in_memory, snapshot=True)  # type: ignore[arg-type]
         alive.append(weakref.ref(failed(bad).exception()))
         failed(bad)
         del value, bad
         flush()
-        logging.getLogger("background").disabled = False
+        logging.getLogger("background").setLevel(logging.NOTSET)
         assert [ref() for ref in [*alive, future.result()]] == [None] * 4
     finally:
         gc.enable()

@@ -202,7 +202,7 @@ class Shipment:
         function: Any = call._function
         if isinstance(function, Watched):  # there nothing is the same object
             function = function.function
-        if isinstance(function, MethodType):
+        if isinstance(function, MethodType) and not _found_by_name(function):
             function, args = function.__func__, (function.__self__, *args)
         # A worker that can't import our `__main__` is sent functions by value (loky's cloudpickle).
         imports = isinstance(self.executor._foreign, concurrent.futures.ProcessPoolExecutor)
@@ -238,6 +238,12 @@ class Named:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         __import__(self.module)
         return _undecorated(_find(self.module, self.name))(*args, **kwargs)
+
+
+def _found_by_name(method: MethodType) -> bool:
+    """Tell whether a method is what its name finds: that of a decorated one finds another."""
+    found = getattr(method.__self__, method.__name__, None)
+    return type(found) is MethodType and found == method  # not a wrapper, which equals it
 
 
 def _find(module: str, name: str) -> Any:
