@@ -9,8 +9,8 @@ import background
 ROOT = Path(background.__file__).parent
 # From the ground up: no file imports one of its own line or of a line above it.
 FLOORS = """
-_pickling.names
-_pickling.functions
+_pickling.names _snapshot.snapshot
+_pickling.functions _snapshot.containers _snapshot.libraries
 _pickling.errors _pickling.refusals
 _pickling.calls
 _platform _executors.process.channel _pickling _errors _core.naming _core.telling
@@ -21,11 +21,11 @@ _core.call
 _core.executor
 _debug _progress _signals _executors.elsewhere _executors.workers
 _executors.inline _executors.threads _executors.eventloop _executors.foreign
-_executors.process.child
+_executors.process.child _executors.dask.cluster
 _executors.sqlite.executor _executors.dask.executor _executors.process.executor
 _settings _stats
 _flush
-_backlog _exit
+_backlog _exit _picture
 _decorator
 .
 _demo _executors.sqlite.commands

@@ -169,12 +169,14 @@ class Call(Future[T]):
             self._state = state
             shared = self._shared  # (5)
         else:
+            shared.calls_back = bool(shared.callbacks)
             self._change_state(shared, state)
         if shared is not None:
             self._call_all_back(shared, depth_in(context))
         # It leaves the ledger after its callbacks: `flush` waits for them, too.
         here.settling = self._born
         pending.pop(self, None)
+        self._executor = self._executor._after  # a future that is kept keeps no workers
         # Over a copy: a flush that ends just now takes its drain out, and the loop over the
         # list itself would then pass over the next one, which would wait for this call for ever.
         if drains:
@@ -219,9 +221,10 @@ class Call(Future[T]):
 
     def _retract(self) -> bool:
         """Take the call back from its executor, as `_drop` does."""
+        executor = self._executor
         if not self._drop():
             return False
-        self._executor._forget(self)
+        executor._forget(self)
         return True
 
     def _drop(self) -> bool:

@@ -119,7 +119,7 @@ def put(
 def stand_in(function: object, born: float) -> Call[Any]:
     """Return what stands for a call that this process runs for another, made at `born`."""
     call: Call[Any] = Call()
-    call._executor = Executor()  # type: ignore[abstract]  # it is given no calls
+    call._executor = Executor._after
     call._function = f"{getattr(function, '__qualname__', type(function).__qualname__)}(…)"
     call._born = born
     return call
@@ -158,6 +158,7 @@ class Executor(concurrent.futures.Executor):
     _hints = True  # whether a call that computes on its thread is told of (T1)
     _packs = False  # whether `_pack` is asked; an attribute, because every call pays for it
     _outlives = False  # whether calls go on without this program, so that its end needn't wait
+    _after: Executor  # stands in the place of the executor of a call that is done
 
     def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Call `fn(*args, **kwargs)` in the background and return its future at once."""
@@ -219,3 +220,6 @@ class Executor(concurrent.futures.Executor):
     def _workers(self) -> list[Thread]:
         """Return the threads without which no waiting call starts."""
         return []
+
+
+Executor._after = Executor()  # type: ignore[abstract]  # it is given no calls

@@ -53,10 +53,11 @@ class Future(Waits[T]):
 
     def _withdraw(self) -> bool:
         """Take the call back from whoever runs it, unless it has started."""
+        executor = self._executor
         try:
-            return self._executor._revoke(self) and self._retract()
+            return executor._revoke(self) and self._retract()
         except BaseException:  # Ctrl-C between the two, say
-            self._executor._resume(self)
+            executor._resume(self)
             raise
 
     def cancelled(self) -> bool:

@@ -37,11 +37,12 @@ def nudge_all() -> None:
 class Shared:
     """What those who wait for one call share."""
 
-    __slots__ = ("bells", "callbacks", "lock", "waiters")
+    __slots__ = ("bells", "callbacks", "calls_back", "lock", "waiters")
 
     def __init__(self) -> None:
         self.bells: list[SimpleQueue[None]] = []  # of the threads that wait, one a wait
         self.callbacks: list[Callable[[Any], object]] = []
+        self.calls_back = False  # its worker is busy with callbacks though the call is done
         # For the standard `wait` and `as_completed` alone, which need the state to stand still
         # while they look at it and leave a waiter. Our own waits don't take it: Ctrl-C may strike
         # between the taking and the `try`, and would hold up the worker, who changes the state.

@@ -59,11 +59,11 @@ class Queue:
         return queue
 
     def wants_more(self) -> bool:
-        """Tell whether more calls wait than workers are idle, each of whom will take but one.
+        """Tell whether more calls wait than workers are free, each of whom will take but one.
 
-        One that has been rung for counts as idle until it runs, and its call as waiting.
+        One that has been rung for counts as free until it runs, and its call as waiting.
         """
-        return len(self.calls) > sum(worker.idle for worker in self.workers)
+        return len(self.calls) > sum(worker.is_free() for worker in self.workers)
 
     def ring(self) -> None:
         if self.bell.empty():
@@ -99,8 +99,21 @@ class Worker:
         self.asked = False
         self.post = [None]
         self.thread: Thread | None = None  # set once it runs
-        self.idle = False
+        self.idle = False  # between two calls
         self.ended: SimpleQueue[None] = SimpleQueue()
+
+    def is_free(self) -> bool:
+        """Tell whether the worker will look at the queue without running a call before."""
+        thread = self.thread
+        if thread is None:
+            return self.asked  # it starts
+        if self.idle:
+            return True
+        # Who waits for a call may make the next one before the worker that ran it has come back.
+        call = thread.call
+        if call is None or not call.done():
+            return False
+        return call._shared is None or not call._shared.calls_back
 
     def bootstrap(self, name: str) -> None:
         """Start the worker on a `threading.Thread`, so that it has a name and can be seen.
@@ -120,6 +133,7 @@ class Worker:
 
     def work(self) -> None:
         """Run calls until the queue is closed and empty."""
+        self.idle = True
         here = self.thread = this_thread()
         here.queue = queue = self.queue
         here.mark(monotonic())
@@ -127,6 +141,8 @@ class Worker:
         now = 0.0  # when the call before ended, if that was just now
         while True:
             try:
+                if several and calls:
+                    self.idle = False  # first: a call that comes now may need another worker
                 call = calls.popleft()
             except IndexError:
                 # In this order: a call that was appended before the closing is seen.
@@ -135,7 +151,6 @@ class Worker:
                 self.idle = True
                 bell.get()
                 here.mark(monotonic())
-                self.idle = False
                 now = 0.0
                 continue
             if several and calls and bell.empty():
@@ -152,6 +167,8 @@ class Worker:
             # or its failure are theirs alone.
             del call
             here.settling = None
+            if several:
+                self.idle = True
             if shared is not None or drains:
                 let_go(here, shared)
         here.queue = None
