@@ -26,6 +26,7 @@ from background import (
     stats,
 )
 from background._backlog import Overflow
+from background._core import telling
 from background._core.failures import failures
 from background._core.telling import logger
 
@@ -56,6 +57,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         failures.take()
+        telling._runs.clear()  # a thousand failures of one kind in a row are no log handler's
         self.log = Log()
         logger.addHandler(self.log)
         logger.propagate = False
