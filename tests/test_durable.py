@@ -25,9 +25,12 @@ import background as package
 from background import SQLiteExecutor, WorkerDied, flush, stats
 from background._core import ledger
 from background._executors.sqlite import executor as sqlite
+from background._executors.sqlite import file as file_module
 from background._executors.sqlite import store as store_module
 from background._executors.sqlite import worker as worker_module
-from background._executors.sqlite.store import SUPERVISOR, Life, Store, StoreError
+from background._executors.sqlite.file import StoreError
+from background._executors.sqlite.locks import SUPERVISOR, Life
+from background._executors.sqlite.store import Store
 
 ROOT = str(Path(package.__file__).parent.parent)
 HERE = str(Path(__file__).parent)
@@ -992,7 +995,7 @@ def test_a_network_file_system(
     """Durable: a network file system is refused, where it can be told."""
     mounts = tmp_path / "mounts"
     mounts.write_text(f"/dev/vda / ext4 rw 0 0\nserver:/x {tmp_path} nfs4 rw 0 0\n")
-    monkeypatch.setattr(store_module, "MOUNTS", mounts)
+    monkeypatch.setattr(file_module, "MOUNTS", mounts)
     assert "network file system (nfs4" in str(quiet.submit(abs, -1).exception(60))
     mounts.write_text(f"server:/x / nfs rw 0 0\n/dev/vda {tmp_path} ext4 rw 0 0\n")
     assert not quiet.submit(abs, -1).done()

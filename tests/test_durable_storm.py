@@ -14,7 +14,8 @@ import durable_calls
 from test_durable import ENDINGS, environment
 
 from background import SQLiteExecutor
-from background._executors.sqlite.store import SOMEBODY, Life, Store
+from background._executors.sqlite.locks import SOMEBODY, Life
+from background._executors.sqlite.store import Store
 
 PRODUCER = """
 import os, sys, time

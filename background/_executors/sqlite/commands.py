@@ -8,7 +8,9 @@ import time
 from collections import Counter
 from dataclasses import asdict
 
-from background._executors.sqlite.store import Life, Store, StoredCall, StoreError
+from background._executors.sqlite.file import StoreError
+from background._executors.sqlite.locks import Life
+from background._executors.sqlite.store import Store, StoredCall
 from background._executors.sqlite.worker import supervise
 
 __all__ = ["purge", "retry", "status", "worker"]

@@ -7,37 +7,21 @@ and a signal handler or a `__del__` that makes a call never finds a transaction 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import sqlite3
-import stat
-import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
-__all__ = [
-    "SHARED",
-    "SOMEBODY",
-    "SUPERVISOR",
-    "Claim",
-    "Life",
-    "Outcome",
-    "Store",
-    "StoreError",
-    "StoredCall",
-    "holding",
-    "token",
-]
+from background._executors.sqlite.file import StoreError, check_place, file_at, make_or_check
+from background._executors.sqlite.locks import Life, alone
 
-P = ParamSpec("P")
-T = TypeVar("T")
+__all__ = ["Claim", "Outcome", "Store", "StoredCall", "token"]
 
 FORMAT = 1
 APPLICATION = 0x62672D31  # says in the file's header whose it is
@@ -94,40 +78,6 @@ PRAGMA application_id = {APPLICATION};
 PRAGMA user_version = {FORMAT};
 COMMIT;
 """
-
-NETWORK = (  # how their names begin
-    *("nfs", "cifs", "smb", "ncpfs", "afs", "9p", "ceph", "lustre", "gpfs", "beegfs"),
-    *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone"),
-)
-MOUNTS = Path("/proc/self/mounts")
-
-# Held for each statement, and while the process forks: SQLite's own locks, shared by all its
-# connections, must be free in the child. Reentrant for signal handlers and `__del__`.
-_lock = threading.RLock()
-
-
-def holding(lock: threading.RLock, function: Callable[P, T], *args: P.args, **kw: P.kwargs) -> T:
-    """Call a function under a lock.
-
-    Not by `with`: on CPython 3.14 Ctrl-C may strike between the taking of the lock and the
-    block, and it would never be given back. Here it is taken and noted in one step of C.
-    """
-    taken: list[bool] = []
-    try:
-        taken.extend(map(lock.acquire, (True,)))
-        return function(*args, **kw)
-    finally:
-        if taken:
-            lock.release()
-
-
-class StoreError(OSError):
-    """The file can't be used; the message says why and what to do.
-
-    `passing` tells whether it may go well later: the disk is full, or the file is locked.
-    """
-
-    passing = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,7 +355,7 @@ class Store:
         deadline: float | None = None
         while True:
             try:
-                return holding(_lock, self._execute, sql, parameters)
+                return alone(self._execute, sql, parameters)
             except (sqlite3.Error, OverflowError) as error:
                 if getattr(error, "sqlite_errorcode", 0) & 0xFF not in (
                     sqlite3.SQLITE_BUSY,
@@ -481,7 +431,7 @@ class Store:
 
     def close(self) -> None:
         """Close the connection; the next statement opens one again."""
-        holding(_lock, self._close)
+        alone(self._close)
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
@@ -507,14 +457,6 @@ def among(ids: Iterable[int]) -> str:
 
 def only(ids: list[int] | None) -> str:
     return "" if ids is None else f" AND id IN {among(ids)}"
-
-
-# -- The file ------------------------------------------------------------------------------
-
-
-def file_at(path: str) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
 
 
 def prepare(connection: sqlite3.Connection, path: str) -> None:
@@ -548,63 +490,6 @@ def prepare(connection: sqlite3.Connection, path: str) -> None:
         )
 
 
-def make_or_check(path: str) -> tuple[int, int]:
-    """Make the file for its owner alone, or refuse one that others may write; return which it is.
-
-    The file holds pickles: whoever can write it can run code in the worker.
-    """
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        pass
-    except OSError as error:
-        folder = os.path.dirname(path)
-        raise StoreError(
-            f"{path} can't be made: {error.strerror}; the folder {folder} must exist, and this "
-            "user must be allowed to write there"
-        ) from error
-    for suffix in ("", "-wal", "-shm", "-lock"):
-        with suppress(FileNotFoundError):
-            check_owner(path + suffix)
-    return file_at(path)
-
-
-def check_owner(path: str) -> None:
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise StoreError(f"{path} is not a file: name a file for the calls")
-    if status.st_mode & 0o022:
-        raise StoreError(
-            f"{path} may be written by others (mode {status.st_mode & 0o777:o}), who could run "
-            f"code as you through it: chmod 600 {path}, if you trust what it holds"
-        )
-    if status.st_uid not in (0, os.geteuid()):
-        raise StoreError(
-            f"{path} belongs to another user, who could run code as you through it: use a file "
-            "of your own"
-        )
-
-
-def check_place(path: str) -> None:
-    """Refuse a network file system, where it can be told: the log of SQLite is shared memory."""
-    try:
-        mounts = MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
-    except OSError:  # not Linux
-        return
-    found, kind = "", ""
-    for mount in mounts:
-        _, point, type_ = mount.split(" ")[:3]
-        point = point.replace("\\040", " ")
-        inside = path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(found):
-            found, kind = point, type_
-    if kind.startswith(NETWORK):
-        raise StoreError(
-            f"{path} is on a network file system ({kind} at {found}), where programs on several "
-            "machines would damage it: name a file on a local disk"
-        )
-
-
 def explain(error: Exception, path: str) -> StoreError:
     """Return an error that says what to do."""
     texts = {
@@ -629,116 +514,17 @@ def explain(error: Exception, path: str) -> StoreError:
     return explained
 
 
-# -- Life ----------------------------------------------------------------------------------
-
-SUPERVISOR = 0  # the byte that every supervisor shares
-SOMEBODY = 1  # the byte that every worker and every supervisor shares
-SHARED = (SUPERVISOR, SOMEBODY)  # what a supervisor holds
-
-
-class Life:
-    """Who lives, told by record locks on bytes of a file: a worker's own, and one for all.
-
-    The system drops a record lock with its process, however that ends; a stopped process
-    keeps it, and so does one that computes without ever giving up the interpreter's lock; a
-    forked child doesn't inherit it. No clock and no heartbeat has a say.
-
-    One trap: a process loses its locks when it closes any descriptor of the file. So each
-    process opens it once and closes it only while it holds none, and a worker takes its lock
-    again before each call, in case the last one opened and closed the file itself, to copy its
-    folder, say.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path + "-lock"
-
-    def hold(self, byte: int) -> None:
-        """Take a byte of one's own, or a share of a common one, until the process ends."""
-        fcntl.lockf(self._file(), fcntl.LOCK_SH if byte in SHARED else fcntl.LOCK_EX, 1, byte)
-        _held.add((self._path, byte))
-
-    def drop(self, byte: int) -> None:
-        """Give a byte up."""
-        _held.discard((self._path, byte))
-        fcntl.lockf(self._file(), fcntl.LOCK_UN, 1, byte)
-
-    def taken(self, byte: int) -> bool:
-        """Return whether a process that lives holds the byte."""
-        if (self._path, byte) in _held:  # to this process its own locks look free
-            return True
-        file = self._file()
-        try:
-            # Those who look for one worker may do so at once; a common byte, which many
-            # share, looks taken to a second one who looks: then the first one sees to it.
-            kind = fcntl.LOCK_EX if byte in SHARED else fcntl.LOCK_SH
-            fcntl.lockf(file, kind | fcntl.LOCK_NB, 1, byte)
-        except (BlockingIOError, PermissionError):
-            return True
-        fcntl.lockf(file, fcntl.LOCK_UN, 1, byte)
-        return False
-
-    def close(self) -> None:
-        """Close the file, unless others use it or this process is a worker."""
-        holding(_lock, self._close)
-
-    def _close(self) -> None:
-        users = _users.setdefault(self._path, weakref.WeakSet())
-        users.discard(self)
-        if not users and all(path != self._path for path, _ in _held):
-            del _users[self._path]
-            if opened := _files.pop(self._path, None):
-                os.close(opened[0])
-
-    def _file(self) -> int:
-        return holding(_lock, self._open)
-
-    def _open(self) -> int:
-        _users.setdefault(self._path, weakref.WeakSet()).add(self)
-        opened = _files.get(self._path)
-        if opened is not None:
-            with suppress(FileNotFoundError):
-                if file_at(self._path) == opened[1]:
-                    return opened[0]
-        try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StoreError(f"{self._path} can't be opened: {error.strerror}") from error
-        # Another file that was here before stays open: to close it would drop the locks there.
-        _files[self._path] = file, file_at(self._path)
-        return file
-
-
-_files: dict[str, tuple[int, tuple[int, int]]] = {}
-_users: dict[str, weakref.WeakSet[Life]] = {}
-_held: set[tuple[str, int]] = set()
-
-
 # -- Fork ----------------------------------------------------------------------------------
 
 _stores: weakref.WeakSet[Store] = weakref.WeakSet()
 _inherited: list[sqlite3.Connection | None] = []
 
 
-def before_fork() -> None:
-    _lock.acquire()
-
-
-def after_fork_in_parent() -> None:
-    _lock.release()
-
-
 def after_fork_in_child() -> None:
-    """Start without connections and locks; SQLite forbids even closing those of the parent."""
-    global _lock
-    _lock = threading.RLock()
+    """Start without connections; SQLite forbids even closing those of the parent."""
     for store in list(_stores):
         _inherited.append(store._connection)
         store._connection = None
-    _held.clear()
 
 
-os.register_at_fork(
-    before=before_fork,
-    after_in_parent=after_fork_in_parent,
-    after_in_child=after_fork_in_child,
-)
+os.register_at_fork(after_in_child=after_fork_in_child)
