@@ -65,20 +65,9 @@ def flush(
     with Drain(before) as drain:
         deadline = None if timeout is None else before + timeout
         if not wait_and_tell(drain, deadline, "flush()", progress):
-            calls = drain.calls()
-            names = tuple(describe(call) for call in calls[:10])
-            what = f"{len(calls)} call{'s are' if len(calls) != 1 else ' is'} not done"
-            if not calls:  # they have ended just now, or a failure is being logged
-                what = "the end of a call is not done"
-            late = FlushTimeout(
-                f"{what} after {timeout} s{': ' if calls else ''}{', '.join(names[:3])}"
-                f"{', …' if len(calls) > 3 else ''}; flush again to go on waiting",
-                len(calls),
-                names,
-            )
-            if not check or not len(failures):
-                raise late
-            raise_failures(late)
+            if check and len(failures):
+                raise_failures(timeout_of(drain, timeout))
+            raise timeout_of(drain, timeout)
     bury()
     if check:
         raise_failures()
@@ -112,9 +101,12 @@ def raise_failures(late: FlushTimeout | None = None) -> None:
     """Raise one error with the failures that nobody has retrieved, if there are any."""
     errors, count, logged = failures.take()
     if not errors:
-        if late is not None:  # another thread was faster
-            raise late
-        return
+        try:
+            if late is not None:  # another thread was faster
+                raise late
+            return
+        finally:
+            del late  # the traceback holds this frame
     what = "their exceptions were" if count != 1 else EXCEPTION
     group = BackgroundError(
         f"{count} background call{'s' * (count != 1)} failed and {what} never retrieved"
@@ -129,6 +121,21 @@ def raise_failures(late: FlushTimeout | None = None) -> None:
         raise group
     finally:
         del errors, group  # the traceback holds this frame
+
+
+def timeout_of(drain: Drain, timeout: float | None) -> FlushTimeout:
+    """Return the error that says what is not done."""
+    calls = drain.calls()
+    names = tuple(describe(call) for call in calls[:10])
+    what = f"{len(calls)} call{'s are' if len(calls) != 1 else ' is'} not done"
+    if not calls:  # they have ended just now, or a failure is being logged
+        what = "the end of a call is not done"
+    return FlushTimeout(
+        f"{what} after {timeout} s{': ' if calls else ''}{', '.join(names[:3])}"
+        f"{', …' if len(calls) > 3 else ''}; flush again to go on waiting",
+        len(calls),
+        names,
+    )
 
 
 def as_exception(error: BaseException) -> Exception:

@@ -178,6 +178,7 @@ class Drain:
 
     def __exit__(self, *_: object) -> None:
         drains.remove(self)
+        self.watched = None  # the traceback of a `FlushTimeout` keeps this
 
     def wait(self, seconds: float | None = None) -> bool:
         """Return True once all is done, False if that takes longer than `seconds`."""
