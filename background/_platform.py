@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import concurrent.futures.thread
 import fcntl
 import os
@@ -12,7 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
-__all__ = ["interpreter", "not_standard", "open_standard_streams", "pool_threads"]
+__all__ = ["check_patches", "interpreter", "not_standard", "open_standard_streams", "pool_threads"]
 
 
 def not_standard(descriptor: int) -> int:
@@ -36,6 +37,25 @@ def open_standard_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest one that is free, which is this
+
+
+_start_new_thread = _thread.start_new_thread
+
+
+def check_patches() -> None:
+    """Raise a `RuntimeError` if threads were replaced by greenlets after our import.
+
+    What we have imported by then would block the greenlets' only thread, for ever. Patched
+    first, everything that we import is theirs.
+    """
+    now = _thread.start_new_thread
+    by = (getattr(now, "__module__", None) or "").partition(".")[0]
+    if now is not _start_new_thread and by in ("gevent", "eventlet"):
+        raise RuntimeError(
+            f"{by} has replaced threads after `import background`: a wait for a call would block "
+            "all greenlets; patch first, before any other import (gevent.monkey.patch_all(), "
+            "eventlet.monkey_patch())"
+        )
 
 
 def interpreter() -> str:

@@ -27,6 +27,7 @@ from background._core.ledger import (
     waiting,
 )
 from background._errors import SHUT_DOWN
+from background._platform import check_patches
 
 __all__ = ["Queue", "Worker", "WorkerExecutor", "end_workers", "forget_workers"]
 
@@ -221,6 +222,7 @@ class WorkerExecutor(Executor):
     def _hire(self, queue: Queue) -> None:
         worker = next((worker for worker in queue.workers if not worker.asked), None)
         if worker is not None:
+            check_patches()
             try:
                 _thread.start_new_thread(worker.bootstrap, (f"{self._name}-{next(_numbers)}",))
                 worker.asked = True
