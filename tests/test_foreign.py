@@ -1,6 +1,7 @@
 """Any `concurrent.futures.Executor`: what its authors promise, and what they don't."""
 
 import gc
+import itertools
 import logging
 import math
 import multiprocessing
@@ -25,8 +26,17 @@ import pytest
 from conftest import Log
 from test_ending import run
 
-from background import FlushTimeout, ThreadExecutor, background, configure, flush, stats
+from background import (
+    FlushTimeout,
+    ProcessExecutor,
+    ThreadExecutor,
+    background,
+    configure,
+    flush,
+    stats,
+)
 from background._core.ledger import pending
+from background._executors.foreign import ForeignExecutor
 
 POOLS: dict[str, Callable[[], Executor]] = {
     "threads": lambda: ThreadPoolExecutor(1),
@@ -465,3 +475,32 @@ def test_a_logging_pool_is_silent() -> None:
         background(executor=pool)(math.sqrt)(-1).exception(20)
     logger.removeHandler(seen)
     assert not seen.records
+
+
+@pytest.mark.parametrize("make", [ProcessExecutor, lambda: ForeignExecutor(ProcessPoolExecutor(1))])
+def test_map_sends_chunks(make: Callable[[], Executor]) -> None:
+    """F1: `map(chunksize=…)` sends so many items as one call, with the same results and errors."""
+    before = stats().submitted
+    with make() as executor:
+        assert list(executor.map(pow, range(1000), itertools.repeat(2), chunksize=100)) == [
+            i * i for i in range(1000)
+        ]
+        assert stats().submitted - before == 10
+        results = executor.map(math.sqrt, [4, 9, -1, 16], chunksize=2)
+        assert [next(results), next(results)] == [2, 3]
+        with pytest.raises(ValueError, match="math domain"):
+            next(results)
+        with pytest.raises(ValueError, match="chunksize"):
+            executor.map(abs, [1], chunksize=0)
+
+
+class Draws:
+    @classmethod
+    def name(cls, x: int) -> tuple[str, int]:
+        return cls.__name__, x
+
+
+def test_a_class_method_on_a_pool_of_processes() -> None:
+    """D1: a class method that is decorated where it is called travels to a pool of processes."""
+    with ProcessPoolExecutor(1) as pool:
+        assert background(executor=pool)(Draws.name)(3).result(60) == ("Draws", 3)

@@ -7,8 +7,10 @@ import contextvars
 import sys
 import threading
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
+from itertools import islice
 from time import monotonic
 from types import FrameType
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -168,6 +170,38 @@ class Executor(concurrent.futures.Executor):
             frame = sys._getframe(0)
         return put(self, fn, args, kwargs or None, frame, None)
 
+    def map(
+        self,
+        fn: Callable[..., R],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        **options: Any,
+    ) -> Iterator[R]:
+        """Return the results of `fn` over the items of the iterables, in their order.
+
+        Args:
+            fn: the function.
+            *iterables: what its arguments come from, as for the builtin `map`.
+            timeout: seconds from this call after which waiting for a result raises a
+                `TimeoutError`; None waits for as long as it takes.
+            chunksize: how many items travel as one call to an executor that runs calls in other
+                processes; for others it has no effect.
+            **options: those that later Pythons have (`buffersize` from 3.14 on).
+        """
+        if chunksize < 1:
+            raise ValueError(f"chunksize must be at least 1, not {chunksize!r}")
+        if chunksize == 1 or not self._travels():
+            return super().map(fn, *iterables, timeout=timeout, **options)
+        items = zip(*iterables, strict=False)
+        chunks = iter(lambda: tuple(islice(items, chunksize)), ())
+        lists = super().map(partial(_run_chunk, fn), chunks, timeout=timeout, **options)
+        return _each_of(lists)
+
+    def _travels(self) -> bool:
+        """Tell whether calls run in other processes, where a message costs more than a call."""
+        return self._packs
+
     def _pack(self, call: Call[Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return what stands for the arguments while the call waits, on the caller's thread.
 
@@ -220,6 +254,17 @@ class Executor(concurrent.futures.Executor):
     def _workers(self) -> list[Thread]:
         """Return the threads without which no waiting call starts."""
         return []
+
+
+def _run_chunk(function: Callable[..., R], items: tuple[tuple[Any, ...], ...]) -> list[R]:
+    return [function(*args) for args in items]
+
+
+def _each_of(lists: Iterator[list[R]]) -> Iterator[R]:
+    for results in lists:
+        results.reverse()
+        while results:  # it keeps none that was handed out
+            yield results.pop()
 
 
 Executor._after = Executor()  # type: ignore[abstract]  # it is given no calls

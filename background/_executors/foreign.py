@@ -99,6 +99,9 @@ class ForeignExecutor(Executor):
         future = None if shipment is None else shipment.future
         return future is not None and bool(future.running())
 
+    def _travels(self) -> bool:
+        return hasattr(self._foreign, "_processes")  # the standard library's, and loky's
+
     def _give_up(self, call: Call[Any]) -> bool:
         owner, left = call._owner, True
         for thread in threading.enumerate():
