@@ -162,7 +162,7 @@ def wait_and_tell(
             until = min(tell_at, shown.due, tell_at if deadline is None else deadline)
             if drain.wait(max(until - now, 0)):
                 return True
-            if deadline is not None and monotonic() >= deadline:
+            if deadline is not None and (until >= deadline or monotonic() >= deadline):
                 return False
             if monotonic() >= tell_at:
                 shown.hide()

@@ -38,7 +38,7 @@ def test_what_was_decorated_goes_with_its_call(no_collector: None) -> None:
         flush()
         del large
         pool.submit(int).result(20)  # the pool has let go of what it ran before
-        background(int)().result(20)
+        background(abs)(-1).result(20)
     assert gone() is None
 
 
