@@ -91,8 +91,8 @@ class Computing:
             report(
                 WARNING,
                 "%s computed for %.0f %% of the %.1f s that %d calls took: %.1f s in which a "
-                "thread keeps the program from running; a process doesn't: "
-                "@background(executor=ProcessExecutor())",
+                "thread keeps the program from running; a process doesn't, where function and "
+                "arguments can be pickled: @background(executor=ProcessExecutor())",
                 describe(call),
                 100 * cpu / total,
                 total,

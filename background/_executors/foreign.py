@@ -14,6 +14,8 @@ from typing import Any
 from background._core.call import Call
 from background._core.executor import Executor, run_here
 from background._core.ledger import Thread, let_go, this_thread, threads, unended, waiting
+from background._core.naming import describe
+from background._core.telling import WARNING, report
 from background._debug import Watched
 from background._errors import SHUT_DOWN
 from background._executors.elsewhere import drain_before_end_of, end_call, has_ended
@@ -34,6 +36,7 @@ class ForeignExecutor(Executor):
         self._foreign = executor
         self._closed = False
         self._process = os.getpid()
+        self._told = False  # of a fork
         self._shipments: dict[Call[Any], Shipment] = {}
 
     def _accept(self, call: Call[Any]) -> None:
@@ -41,6 +44,15 @@ class ForeignExecutor(Executor):
             raise RuntimeError(SHUT_DOWN)
         if self._process != os.getpid() or isinstance(call._function, Failed):
             # E4: the workers of the pool stayed behind at the fork; or there is nothing to run.
+            if self._process != os.getpid() and not self._told:
+                self._told = True
+                report(
+                    WARNING,
+                    "%s: %r was made before this process was forked and has no workers here; "
+                    "its calls run in their caller: make a pool in the child",
+                    describe(call),
+                    self._foreign,
+                )
             run_here(call)
             del call
             return
