@@ -412,7 +412,7 @@ def test_a_signal_handler_in_the_middle(
                 Store(str(file), "NORMAL", 1000).put(1, 4, "somebody", "{}", b"")
             nested[0] = store.put(1, 1, "handler", "{}", b"")
 
-    prepare = store_module.prepare
+    prepare = file_module.prepare
 
     class Struck:
         """A connection that a handler interrupts after each step of Python's."""
@@ -427,7 +427,7 @@ def test_a_signal_handler_in_the_middle(
         prepare(Struck(connection) if nested == [] else connection, path)  # type: ignore[arg-type]
 
     if moment == "opening":
-        monkeypatch.setattr(store_module, "prepare", begins)
+        monkeypatch.setattr(file_module, "prepare", begins)
     else:
         store.put(1, 2, "main", "{}", b"")
         store.put(1, 3, "main", "{}", b"")
@@ -902,7 +902,7 @@ def test_a_file_of_no_use(quiet: SQLiteExecutor, file: Path, fault: str) -> None
 def test_a_locked_file(quiet: SQLiteExecutor, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Durable: a lock of another program is waited for, then is a clear error in the future."""
     future = quiet.submit(abs, -1)
-    monkeypatch.setattr(store_module, "PATIENCE", 0.1)
+    monkeypatch.setattr(file_module, "PATIENCE", 0.1)
     connection = sqlite3.connect(file, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     error = quiet.submit(abs, -1).exception(60)

@@ -30,8 +30,8 @@ from background._core.telling import ERROR, report
 from background._errors import SHUT_DOWN, WorkerDied
 from background._executors.elsewhere import end_call
 from background._executors.sqlite.file import StoreError
-from background._executors.sqlite.locks import SOMEBODY, Life, holding
-from background._executors.sqlite.store import Outcome, Store, StoredCall, token
+from background._executors.sqlite.locks import SOMEBODY, Life, holding, token
+from background._executors.sqlite.store import Outcome, Store, StoredCall
 from background._executors.sqlite.worker import command, log_of, worker_of
 from background._pickling import pack_call, unpack_error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import threading
 import weakref
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import ParamSpec, TypeVar
 
 from background._executors.sqlite.file import StoreError, file_at
 
-__all__ = ["SHARED", "SOMEBODY", "SUPERVISOR", "Life", "alone", "holding"]
+__all__ = ["SHARED", "SOMEBODY", "SUPERVISOR", "Life", "alone", "holding", "token"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -45,6 +46,11 @@ def alone(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 SUPERVISOR = 0  # the byte that every supervisor shares
 SOMEBODY = 1  # the byte that every worker and every supervisor shares
 SHARED = (SUPERVISOR, SOMEBODY)  # what a supervisor holds
+
+
+def token() -> int:
+    """Return a number that nobody else has: of a program or of a worker."""
+    return secrets.randbits(48) + 2
 
 
 class Life:

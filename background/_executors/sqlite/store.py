@@ -8,7 +8,6 @@ and a signal handler or a `__del__` that makes a call never finds a transaction 
 from __future__ import annotations
 
 import os
-import secrets
 import sqlite3
 import time
 import weakref
@@ -18,66 +17,17 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NamedTuple
 
-from background._executors.sqlite.file import StoreError, check_place, file_at, make_or_check
+from background._executors.sqlite import file
 from background._executors.sqlite.locks import Life, alone
 
-__all__ = ["Claim", "Outcome", "Store", "StoredCall", "token"]
+__all__ = ["Claim", "Outcome", "Store", "StoredCall"]
 
-FORMAT = 1
-APPLICATION = 0x62672D31  # says in the file's header whose it is
 ATTEMPTS = 3  # a call that has killed so many workers is dead
 KEEP = 86_400  # seconds for which an outcome that nobody reads is kept
 # SQLite's own way to wait for a lock sleeps longer and longer: beside a worker that drains, a
 # call took up to 530 ms. Asking again every 0.3 ms, it took 2.3 ms at the 99th percentile.
 PAUSE = 0.0003
 LONG = 8000  # pages of 4 KB in the log beside the file from which a worker starts it anew
-PATIENCE = 5.0  # seconds after which a lock is an error
-ENDED = "('succeeded', 'failed', 'dead', 'cancelled')"
-
-# A call's row is written once. What becomes of it is a second, small row, so that a change of
-# state never copies arguments of 50 MB; the triggers keep the two together in one statement.
-SCHEMA = f"""
-BEGIN IMMEDIATE;
-CREATE TABLE calls (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,  -- the order in which they were made; never used again
-    program INTEGER,                       -- who made it, and which of its calls it is
-    number INTEGER,
-    call TEXT NOT NULL,                    -- 'plot(…), called at train.py:42 in main'
-    place TEXT NOT NULL,                   -- the working directory and where to import from
-    made REAL NOT NULL,                    -- for people: no decision rests on the clock
-    pickle BLOB
-);
-CREATE TABLE states (
-    id INTEGER PRIMARY KEY,
-    state TEXT NOT NULL,
-    program INTEGER,                       -- NULL once no program waits for the outcome
-    number INTEGER,
-    owner INTEGER,                         -- the worker that runs it
-    attempts INTEGER NOT NULL DEFAULT 0,
-    started REAL,
-    ended REAL,
-    error TEXT,
-    traceback TEXT,
-    outcome BLOB
-);
-CREATE TABLE workers (id INTEGER PRIMARY KEY, pid INTEGER NOT NULL, since REAL NOT NULL);
-CREATE INDEX by_state ON states (state, id);
-CREATE INDEX by_program ON states (program) WHERE state IN {ENDED} AND program IS NOT NULL;
-CREATE TRIGGER made AFTER INSERT ON calls BEGIN
-    INSERT INTO states (id, state, program, number)
-    VALUES (new.id, 'waiting', new.program, new.number);
-END;
-CREATE TRIGGER done AFTER UPDATE OF state ON states
-WHEN new.state IN ('succeeded', 'cancelled') BEGIN
-    UPDATE calls SET pickle = NULL WHERE id = new.id;
-END;
-CREATE TRIGGER gone AFTER DELETE ON calls BEGIN
-    DELETE FROM states WHERE id = old.id;
-END;
-PRAGMA application_id = {APPLICATION};
-PRAGMA user_version = {FORMAT};
-COMMIT;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +81,6 @@ class Done(NamedTuple):
     row_id: int
 
 
-def token() -> int:
-    """Return a number that nobody else has: of a program or of a worker."""
-    return secrets.randbits(48) + 2
-
-
 class Store:
     """The file of calls.
 
@@ -187,7 +132,7 @@ class Store:
         """Return how calls of a program ended; those that `read` was told of are left out."""
         rows = self._do(
             "SELECT id, number, state, attempts, error, traceback, outcome FROM states"
-            f" WHERE program = ? AND state IN {ENDED} LIMIT 1000",
+            f" WHERE program = ? AND state IN {file.ENDED} LIMIT 1000",
             (program,),
         ).rows
         return [Outcome(*row) for row in rows]
@@ -340,7 +285,7 @@ class Store:
         """Delete calls that have ended, all or these; return how many."""
         return self._do(
             "DELETE FROM calls WHERE id IN"
-            f" (SELECT id FROM states WHERE state IN {ENDED}{only(ids)})"
+            f" (SELECT id FROM states WHERE state IN {file.ENDED}{only(ids)})"
         ).changed
 
     # -- Statements -----------------------------------------------------------------------
@@ -361,13 +306,13 @@ class Store:
                     sqlite3.SQLITE_BUSY,
                     sqlite3.SQLITE_LOCKED,
                 ):
-                    trouble = explain(error, self.path)
+                    trouble = file.explain(error, self.path)
                     break
                 now = monotonic()
                 if deadline is None:
-                    deadline = now + PATIENCE
+                    deadline = now + file.PATIENCE
                 elif now > deadline:
-                    trouble = explain(error, self.path)
+                    trouble = file.explain(error, self.path)
                     break
             time.sleep(PAUSE)
         raise trouble  # here: the frames of the other would hold the arguments
@@ -393,7 +338,7 @@ class Store:
         connection = self._connection
         if connection is not None:
             with suppress(FileNotFoundError):
-                if file_at(self.path) == self._file:
+                if file.file_at(self.path) == self._file:
                     return connection
             self.close()  # somebody has moved the file away: calls into it would be lost
         connection = self._open()
@@ -404,30 +349,8 @@ class Store:
         return self._connection
 
     def _open(self) -> sqlite3.Connection:
-        if sqlite3.sqlite_version_info < (3, 35):  # it has no RETURNING
-            raise StoreError(
-                f"SQLiteExecutor needs SQLite 3.35 or newer, and this Python has "
-                f"{sqlite3.sqlite_version}: use a newer Python or SQLite"
-            )
-        check_place(self.path)
-        self._file = make_or_check(self.path)
-        connection = sqlite3.connect(
-            self.path,
-            timeout=0,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=24,  # those with ids in them are never the same again
-        )
-        try:
-            prepare(connection, self.path)
-            connection.executescript(
-                f"PRAGMA synchronous = {self._synchronous};"
-                f"PRAGMA wal_autocheckpoint = {self._checkpoint};"
-            )
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+        self._file = file.make_or_check(self.path)
+        return file.connect(self.path, self._synchronous, self._checkpoint)
 
     def close(self) -> None:
         """Close the connection; the next statement opens one again."""
@@ -457,61 +380,6 @@ def among(ids: Iterable[int]) -> str:
 
 def only(ids: list[int] | None) -> str:
     return "" if ids is None else f" AND id IN {among(ids)}"
-
-
-def prepare(connection: sqlite3.Connection, path: str) -> None:
-    """Lay the tables into an empty file; refuse one that is not ours."""
-    name = os.path.basename(path)
-
-    # By scripts, which run to their end in one step: a statement that a signal handler finds
-    # half read would lock out what that opens.
-    found: list[int] = []
-    connection.create_function("found", 1, found.append)
-
-    def number(pragma: str) -> int:
-        connection.executescript(f"SELECT found({pragma}) FROM pragma_{pragma}")
-        return found.pop()
-
-    if number("application_id") != APPLICATION and not number("schema_version"):
-        connection.executescript("PRAGMA journal_mode = WAL")
-        try:
-            connection.executescript(SCHEMA)
-        except sqlite3.OperationalError:
-            connection.rollback()
-            if not number("schema_version"):  # else another program was faster
-                raise
-    if number("application_id") != APPLICATION:
-        raise StoreError(f"{path} is an SQLite file of something else: name another file")
-    if number("user_version") > FORMAT:
-        raise StoreError(
-            f"{path} was written by a newer version of background (format "
-            f"{number('user_version')}, this one knows {FORMAT}): upgrade background-futures, or "
-            f"name another file than {name}"
-        )
-
-
-def explain(error: Exception, path: str) -> StoreError:
-    """Return an error that says what to do."""
-    texts = {
-        sqlite3.SQLITE_BUSY: f"was locked by another program for {PATIENCE:.0f} s: is one stopped "
-        "in the middle of a transaction?",
-        sqlite3.SQLITE_FULL: "can't grow, the disk is full: free some space",
-        sqlite3.SQLITE_NOTADB: "is not a file of calls, nor of SQLite: name another file",
-        sqlite3.SQLITE_CORRUPT: "is damaged: move it away, and a new one is made",
-        sqlite3.SQLITE_READONLY: "can't be written: this user must be allowed to write the file "
-        "and its folder",
-        sqlite3.SQLITE_CANTOPEN: "can't be opened: this user must be allowed to write the file "
-        "and its folder",
-        sqlite3.SQLITE_IOERR: "can't be read or written: is the disk full or broken?",
-        sqlite3.SQLITE_TOOBIG: "can't take arguments or results this large: pass the path of a "
-        "file instead",
-    }
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if isinstance(error, OverflowError):
-        code = sqlite3.SQLITE_TOOBIG
-    explained = StoreError(f"{path} {texts.get(code, 'is of no use')} ({error})")
-    explained.passing = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
-    return explained
 
 
 # -- Fork ----------------------------------------------------------------------------------
