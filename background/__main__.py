@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import background._executors.sqlite.commands as durable
 from background import _demo
-from background._executors.sqlite.file import StoreError
+from background._executors.sqlite.access import StoreError
 
 __all__ = ["main"]
 

@@ -28,7 +28,7 @@ from background._executors.sqlite import executor as sqlite
 from background._executors.sqlite import file as file_module
 from background._executors.sqlite import store as store_module
 from background._executors.sqlite import worker as worker_module
-from background._executors.sqlite.file import StoreError
+from background._executors.sqlite.access import StoreError
 from background._executors.sqlite.locks import SUPERVISOR, Life
 from background._executors.sqlite.store import Store
 
@@ -962,7 +962,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of two megabytes."""
     folder = tmp_path / "small"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m,mode=700", "tmpfs", str(folder)]
     try:
         mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
     except FileNotFoundError:

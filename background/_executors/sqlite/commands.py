@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from dataclasses import asdict
 
-from background._executors.sqlite.file import StoreError
+from background._executors.sqlite.access import StoreError, resolve
 from background._executors.sqlite.locks import Life
 from background._executors.sqlite.store import Store, StoredCall
 from background._executors.sqlite.worker import supervise
@@ -21,7 +21,7 @@ ORDER = ["running", "waiting", "failed", "dead", "cancelled", "succeeded"]
 
 def worker(path: str, workers: int, *, drain: bool, synchronous: str) -> int:
     """Run calls in the foreground; return an exit code."""
-    return supervise(os.path.realpath(path), workers, 0.0 if drain else None, synchronous)
+    return supervise(resolve(path), workers, 0.0 if drain else None, synchronous)
 
 
 def status(path: str, *, as_json: bool) -> int:
@@ -105,4 +105,4 @@ def open_store(path: str) -> Store:
     """Return the file; these commands make none."""
     if not os.path.exists(path):
         raise StoreError(f"there is no file {path}")
-    return Store(os.path.realpath(path), "NORMAL", 64_000)
+    return Store(resolve(path), "NORMAL", 64_000)

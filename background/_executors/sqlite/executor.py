@@ -29,7 +29,7 @@ from background._core.naming import describe
 from background._core.telling import ERROR, report
 from background._errors import SHUT_DOWN, WorkerDied
 from background._executors.elsewhere import end_call
-from background._executors.sqlite.file import StoreError
+from background._executors.sqlite.access import StoreError, open_beside, resolve
 from background._executors.sqlite.locks import SOMEBODY, Life, holding, token
 from background._executors.sqlite.store import Outcome, Store, StoredCall
 from background._executors.sqlite.worker import command, log_of, worker_of
@@ -94,7 +94,7 @@ class SQLiteExecutor(Executor):
             raise TypeError(f"idle_timeout must be seconds, not {idle_timeout!r}")
         if not 0 <= idle_timeout < math.inf:
             raise ValueError(f"idle_timeout must be at least 0 seconds, not {idle_timeout!r}")
-        self._path = os.path.realpath(name)
+        self._path = resolve(name)
         self._options = (
             {"idle_timeout": idle_timeout, "synchronous": synchronous} if start_worker else None
         )
@@ -268,8 +268,7 @@ class Desk:
 
     def start_worker(self) -> None:
         """Start a worker that is no child of this program, unless another program does just now."""
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        log = os.open(log_of(self.path), flags, 0o600)
+        log = open_beside(str(log_of(self.path)), os.O_WRONLY | os.O_APPEND)
         try:
             # The lock goes with the descriptor to the new process, which drops it once it can
             # be seen. Whoever comes until then, be it one of a hundred programs, leaves it.

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import stat
-from contextlib import suppress
 from pathlib import Path
+
+from background._executors.sqlite.access import StoreError, make_own
 
 __all__ = [
     "ENDED",
@@ -78,15 +78,6 @@ COMMIT;
 """
 
 
-class StoreError(OSError):
-    """The file can't be used; the message says why and what to do.
-
-    `passing` tells whether it may go well later: the disk is full, or the file is locked.
-    """
-
-    passing = False
-
-
 def file_at(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
@@ -99,36 +90,8 @@ def make_or_check(path: str) -> tuple[int, int]:
     """
     check_version()
     check_place(path)
-    try:
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    except FileExistsError:
-        pass
-    except OSError as error:
-        folder = os.path.dirname(path)
-        raise StoreError(
-            f"{path} can't be made: {error.strerror}; the folder {folder} must exist, and this "
-            "user must be allowed to write there"
-        ) from error
-    for suffix in ("", "-wal", "-shm", "-lock"):
-        with suppress(FileNotFoundError):
-            check_owner(path + suffix)
+    make_own(path)
     return file_at(path)
-
-
-def check_owner(path: str) -> None:
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise StoreError(f"{path} is not a file: name a file for the calls")
-    if status.st_mode & 0o022:
-        raise StoreError(
-            f"{path} may be written by others (mode {status.st_mode & 0o777:o}), who could run "
-            f"code as you through it: chmod 600 {path}, if you trust what it holds"
-        )
-    if status.st_uid not in (0, os.geteuid()):
-        raise StoreError(
-            f"{path} belongs to another user, who could run code as you through it: use a file "
-            "of your own"
-        )
 
 
 def check_place(path: str) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import ParamSpec, TypeVar
 
-from background._executors.sqlite.file import StoreError, file_at
+from background._executors.sqlite.access import open_beside
+from background._executors.sqlite.file import file_at
 
 __all__ = ["SHARED", "SOMEBODY", "SUPERVISOR", "Life", "alone", "holding", "token"]
 
@@ -116,10 +117,7 @@ class Life:
             with suppress(FileNotFoundError):
                 if file_at(self._path) == opened[1]:
                     return opened[0]
-        try:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StoreError(f"{self._path} can't be opened: {error.strerror}") from error
+        file = open_beside(self._path, os.O_RDWR)
         # Another file that was here before stays open: to close it would drop the locks there.
         _files[self._path] = file, file_at(self._path)
         return file

@@ -22,7 +22,7 @@ from time import monotonic
 from typing import Any
 
 from background._executors.process.worker import run
-from background._executors.sqlite.file import StoreError
+from background._executors.sqlite.access import StoreError
 from background._executors.sqlite.locks import SHARED, SOMEBODY, SUPERVISOR, Life, token
 from background._executors.sqlite.store import Claim, Store
 from background._pickling import pack_error, pack_result, unpack_call
