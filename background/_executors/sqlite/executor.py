@@ -53,7 +53,8 @@ class SQLiteExecutor(Executor):
 
     Args:
         path: the file; it is made, for this user alone, with the first call. It must be on a
-            local disk, and it holds pickles: whoever can write it can run code as you.
+            local disk, and it holds pickles: whoever can write it can run code as you. So it is
+            refused in a folder that others may write into or own.
         synchronous: `"NORMAL"`: a call survives the end of any program; the last ones before a
             power cut may be lost. `"FULL"`: they survive that, too, for one fsync a call.
         start_worker: whether to start a worker if none lives. Without, run
