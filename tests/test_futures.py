@@ -4,7 +4,7 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future, as_completed, wait
 from typing import Any
 from unittest.mock import Mock
@@ -327,3 +327,73 @@ def test_a_dropped_executor_runs_its_calls_and_ends() -> None:
     del executor, future
     thread.join(10)
     assert not thread.is_alive()
+
+
+def standing_in(name: str, ident: int) -> bool:
+    """Tell whether a thread is inside a function of that name."""
+    frame = sys._current_frames().get(ident)
+    while frame is not None:
+        if frame.f_code.co_name == name and "concurrent" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
+
+
+WAITS: dict[str, Callable[[Any], object]] = {
+    "wait": lambda future: wait([future]),
+    "as_completed": lambda future: list(as_completed([future])),
+}
+
+
+@pytest.mark.parametrize("how", WAITS)
+@pytest.mark.parametrize("first", ["the standard wait", "result"])
+def test_a_circle_through_the_standard_wait(how: str, first: str) -> None:
+    """F4: of two calls that wait for each other, one by `wait`, the second one is told."""
+    with ThreadExecutor() as one, ThreadExecutor() as other:
+        made, go, ident = threading.Event(), threading.Event(), []
+        futures: dict[str, Any] = {}
+
+        def by_the_library() -> None:
+            ident.append(threading.get_ident())
+            assert made.wait(20)
+            if first == "result":
+                assert go.wait(20)
+            WAITS[how](futures["by result"])
+
+        def by_result() -> object:
+            assert made.wait(20)
+            if first != "result":
+                assert go.wait(20)
+            return futures["by the library"].result()
+
+        futures["by the library"] = one.submit(by_the_library)
+        futures["by result"] = other.submit(by_result)
+        made.set()
+        if first == "result":
+            until_waiting(other, 1)
+        else:
+            deadline = time.monotonic() + 20
+            while not (ident and standing_in(how, ident[0])):
+                assert time.monotonic() < deadline
+                time.sleep(0.001)
+        go.set()
+        errors = [future.exception(20) for future in futures.values()]
+        assert any("never end" in str(error) for error in errors)
+
+
+def test_a_wait_with_a_timeout_is_no_circle() -> None:
+    """F4: a wait that ends by its timeout may be for a call that waits for this one."""
+    with ThreadExecutor() as one, ThreadExecutor() as other:
+        made = threading.Event()
+        futures: list[Any] = []
+
+        def waits() -> int:
+            assert made.wait(20)
+            until_waiting(other, 1)
+            return len(wait([futures[1]], timeout=0.01).not_done)
+
+        futures.append(one.submit(waits))
+        futures.append(other.submit(lambda: made.wait(20) and futures[0].result(20)))
+        made.set()
+        assert futures[0].result(20) == 1
+        assert futures[1].result(20) == 1

@@ -15,7 +15,8 @@ _pickling.errors _pickling.refusals _executors.sqlite.locks
 _pickling.calls
 _platform _executors.process.channel _pickling _errors _core.naming _core.telling
 _executors.process.worker _executors.sqlite.store _snapshot _core.ledger
-_executors.sqlite.worker _core.failures _core.hints _core.waiting
+_executors.sqlite.worker _core.failures _core.hints _core.circles
+_core.waiting
 _core.future
 _core.call
 _core.executor

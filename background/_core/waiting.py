@@ -12,13 +12,14 @@ from time import monotonic
 from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from background._core.circles import held_up_by, standard_wait
 from background._core.ledger import ENDING, Thread, threads, waiting
 from background._core.naming import describe
 
 if TYPE_CHECKING:
     from background._core.call import Call
 
-__all__ = ["Shared", "Waits", "held_up_by", "nudge_all"]
+__all__ = ["Shared", "Waits", "nudge_all"]
 
 T = TypeVar("T")
 _get_ident = threading.get_ident
@@ -168,25 +169,31 @@ class Waits(concurrent.futures.Future[T]):
         try:
             while not self.done():
                 here.nudged = False
-                here.waits_for = cast(
-                    Any, self
-                )  # first: of two that wait, the second one sees both
-                free = held_up_by(cast(Any, self), here)
-                if free is None:
+                if not self._clear_way(here):
                     self._block(timeout, deadline, here)
-                    continue
-                here.waits_for = None
-                if not free:
-                    who = "this worker" if here.call is None else describe(here.call)
-                    raise RuntimeError(
-                        f"{who} waits for {describe(self)}, which can't end before it: "
-                        "that wait would never end; return the future instead of waiting for it"
-                    )
-                free.pop(0)._run_now(here)
-                del free
             return None
         finally:
             here.waits_for, here.nudged = outer, True
+
+    def _clear_way(self, here: Thread) -> bool:
+        """Run what this call waits for and only this thread can run; return whether it did.
+
+        Raises:
+            RuntimeError: the call can't end before this thread goes on.
+        """
+        here.waits_for = cast(Any, self)  # first: of two that wait, the second one sees both
+        free = held_up_by(cast(Any, self), here)
+        if free is None:
+            return False
+        here.waits_for = None
+        if not free:
+            who = "this worker" if here.call is None else describe(here.call)
+            raise RuntimeError(
+                f"{who} waits for {describe(self)}, which can't end before it: "
+                "that wait would never end; return the future instead of waiting for it"
+            )
+        free.pop(0)._run_now(here)
+        return True
 
     def _block(
         self, timeout: float | None, deadline: float | None, here: Thread | None = None
@@ -233,69 +240,28 @@ class Waits(concurrent.futures.Future[T]):
         # lock. In a worker a call that has not started would never start: run it (F4).
         self._help()
         lock: Any = self._share().lock
-        if (
-            self._state is ENDING  # (4)
-            and self._owner is not threads.get(_get_ident())
-            and not lock._is_owned()  # else it comes to give it back
-        ):
-            self._block(None, None)
+        if not lock._is_owned():  # else it comes to give it back
+            here = threads.get(_get_ident())
+            if self._state is ENDING and self._owner is not here:  # (4)
+                self._block(None, None)
+            elif here is not None and here.call is not None and not self.done():
+                self._before_standard_wait(here)
         return lock
+
+    def _before_standard_wait(self, here: Thread) -> None:
+        """Have a call that is about to wait by the standard library not wait for itself."""
+        outer, wait = here.waits_for, standard_wait(here)
+        try:
+            while not self.done() and self._clear_way(here):
+                pass
+        except RuntimeError:
+            if wait is None or wait.can_never_end(here):
+                raise
+        finally:
+            here.waits_for = outer
 
     @property
     def _waiters(  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
         self,
     ) -> list[Any]:  # read by the standard library under that lock
         return self._share().waiters
-
-
-def held_up_by(call: Call[Any], here: Thread) -> list[Call[Any]] | None:
-    """Return None if `call` may end before the thread `here` goes on.
-
-    Else the calls that would have to start first and wait for workers that wait, this thread
-    among them: it may run them.
-    """
-    # What holds up each call: one that waits starts when one of its executor's workers is
-    # free, one that runs goes on when what its thread waits for is done, and a coroutine, for
-    # all we know, when all that it awaits is.
-    needs: dict[Call[Any], list[Call[Any]]] = {}
-    moving: set[Call[Any]] = set()
-    ours: set[Call[Any]] = set()
-    coroutines: set[Call[Any]] = set()
-    found = [call]
-    for each in found:  # it grows
-        if each in needs:
-            continue
-        if each in waiting:
-            owners = each._executor._workers()
-        else:
-            owners = [] if each._owner is None else [each._owner]
-        if here in owners:
-            ours.add(each)
-        waits: list[Any] = [owner.waits_for for owner in owners if owner is not here]
-        if None in waits and (awaited := each._awaited()):
-            coroutines.add(each)
-            waits = awaited
-        if each.done() or not owners or None in waits:
-            moving.add(each)
-            waits = []
-        needs[each] = waits
-        found += waits
-    before = -1
-    while before != len(moving):
-        before = len(moving)
-        for each, waits in reversed(needs.items()):  # a chain in one round
-            enough = all if each in coroutines else any
-            if waits and enough(other in moving for other in waits):
-                moving.add(each)
-    stuck = [] if call in moving else [call]
-    for each in stuck:  # it grows
-        for other in needs[each]:
-            if other not in moving:
-                moving.add(other)  # no more than once
-                stuck.append(other)
-    # Others that wait in a circle are seen by the last of them. A coroutine may give up what
-    # it awaits: there may be something to run for it, but to wait for it is no error.
-    free = [each for each in stuck if each in waiting]
-    if ours.isdisjoint(stuck) or (not free and not coroutines.isdisjoint(stuck)):
-        return None
-    return free
