@@ -9,11 +9,11 @@ import background
 ROOT = Path(background.__file__).parent
 # From the ground up: no file imports one of its own line or of a line above it.
 FLOORS = """
-_pickling.names _snapshot.snapshot _executors.sqlite.access
-_pickling.functions _snapshot.containers _snapshot.libraries _executors.sqlite.file
-_pickling.errors _pickling.refusals _executors.sqlite.locks
+_pickling.names _snapshot.snapshot _core.telling _executors.sqlite.access
+_pickling.functions _snapshot.objects _executors.sqlite.file
+_pickling.errors _pickling.refusals _snapshot.containers _snapshot.libraries _executors.sqlite.locks
 _pickling.calls
-_platform _executors.process.channel _pickling _errors _core.naming _core.telling
+_platform _executors.process.channel _pickling _errors _core.naming
 _executors.process.worker _executors.sqlite.store _snapshot _core.ledger
 _executors.sqlite.worker _core.failures _core.hints _core.circles
 _core.waiting

@@ -10,20 +10,21 @@ The first step of each function takes all items at once, so that other threads m
 
 from __future__ import annotations
 
-import enum
-from collections import OrderedDict, defaultdict, deque
+import gc
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 from operator import is_
-from types import SimpleNamespace
+from types import MappingProxyType, MethodType, SimpleNamespace
 from typing import Any
 
+from background._snapshot.objects import built_in, copy_exception, copy_object, pass_and_tell
 from background._snapshot.snapshot import (
     Memo,
     atoms,
     copy_attributes,
-    copy_object,
     copy_part,
+    finish,
     pass_on,
     registry,
     remember,
@@ -57,6 +58,7 @@ def copy_dict(value: Any, memo: Memo, base: Any = dict) -> Any:
                 items[key] = copy_part(item, memo)
     if not atoms.issuperset(map(type, items)):
         pairs = [(copy_part(key, memo), item) for key, item in items.items()]
+        finish(memo)  # their hashes may need what they hold
         items.clear()
         items.update(pairs)
     if copy is not items:
@@ -75,6 +77,7 @@ def copy_set(value: Any, memo: Memo) -> Any:
     remember(value, copy, memo)
     if not atoms.issuperset(map(type, items)):
         parts = [copy_part(item, memo) for item in items]
+        finish(memo)  # their hashes may need what they hold
         items.clear()
         items.update(parts)
     if copy is not items:
@@ -113,6 +116,8 @@ def copy_tuple(value: Any, memo: Memo, base: Any = tuple) -> Any:
         return value
     before = list(base.__iter__(value))
     items = [copy_part(item, memo) for item in before]
+    if base is frozenset:
+        finish(memo)
     if id(value) in memo:  # a part led back here
         return memo[id(value)]
     kind: Any = type(value)
@@ -126,19 +131,64 @@ def copy_tuple(value: Any, memo: Memo, base: Any = tuple) -> Any:
     return copy
 
 
-_built_in: dict[type, Callable[[Any, Memo], Any]] = {
-    list: copy_list,
-    dict: copy_dict,
-    tuple: copy_tuple,
-    set: copy_set,
-    frozenset: partial(copy_tuple, base=frozenset),
-    deque: copy_deque,
-    bytearray: copy_bytearray,
-    SimpleNamespace: copy_object,
-    OrderedDict: partial(copy_dict, base=OrderedDict),
-    defaultdict: partial(copy_dict, base=defaultdict),
-    enum.Enum: pass_on,  # also one whose members are dataclass instances
-    BaseException: pass_on,
+KINDS: tuple[Any, ...] = (dict, OrderedDict)
+VIEWS: dict[type, Callable[[Any], Any]] = {
+    type(make(kind())): make for kind in KINDS for make in (kind.keys, kind.values, kind.items)
 }
-for _kind, _function in _built_in.items():
+
+
+def copy_view(value: Any, memo: Memo) -> Any:
+    """Copy the keys, values or items of a dict: it shows a copy of that dict."""
+    (owner,) = gc.get_referents(value)
+    copy = copy_part(owner, memo)
+    return value if copy is owner else VIEWS[type(value)](copy)
+
+
+def copy_proxy(value: Any, memo: Memo) -> Any:
+    (owner,) = gc.get_referents(value)
+    if isinstance(owner, dict) and "__module__" in owner and "__doc__" in owner:
+        return value  # the names of a class
+    copy = copy_part(owner, memo)
+    return value if copy is owner else MappingProxyType(copy)
+
+
+def copy_memoryview(value: Any, memo: Memo) -> Any:
+    if not value.nbytes or type(value.obj) is bytes:
+        return value
+    copy = memoryview(bytearray(value.tobytes()))
+    try:
+        if value.ndim != 1 or value.format != "B":
+            copy = copy.cast(value.format, value.shape)
+    except (TypeError, ValueError) as error:  # a format that only its owner knows
+        return pass_and_tell(value, memo, error)
+    return copy.toreadonly() if value.readonly else copy
+
+
+def copy_method(value: Any, memo: Memo) -> Any:
+    owner = copy_part(value.__self__, memo)
+    return value if owner is value.__self__ else MethodType(value.__func__, owner)
+
+
+built_in.update(
+    {
+        list: copy_list,
+        dict: copy_dict,
+        tuple: copy_tuple,
+        set: copy_set,
+        frozenset: partial(copy_tuple, base=frozenset),
+        deque: copy_deque,
+        bytearray: copy_bytearray,
+        memoryview: copy_memoryview,
+        SimpleNamespace: copy_object,
+        OrderedDict: partial(copy_dict, base=OrderedDict),
+        defaultdict: partial(copy_dict, base=defaultdict),
+        Counter: copy_dict,
+        MappingProxyType: copy_proxy,
+        MethodType: copy_method,
+        BaseException: copy_exception,
+        type: pass_on,
+        **dict.fromkeys(VIEWS, copy_view),
+    }
+)
+for _kind, _function in built_in.items():  # so that of what a user registers the nearest counts
     registry.register(_kind, _function)

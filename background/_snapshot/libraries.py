@@ -10,12 +10,19 @@ import sys
 from functools import partial
 from typing import Any
 
+from background._snapshot.objects import (
+    copy_by_hook,
+    copy_by_reduce,
+    pass_and_tell,
+    shared_packages,
+)
 from background._snapshot.snapshot import (
     Memo,
     atoms,
     by_name,
     copy_attributes,
     copy_part,
+    pass_on,
     remember,
 )
 
@@ -31,10 +38,17 @@ __all__ = [
 
 def copy_array(value: Any, memo: Memo) -> Any:
     copy = value.copy("K")
-    if value.dtype.hasobject:
+    ndarray = sys.modules["numpy"].ndarray
+    if type(value) is not ndarray or value.dtype.hasobject:
         remember(value, copy, memo)
-        ndarray = sys.modules["numpy"].ndarray
-        copy_elements(copy.view(ndarray), memo)
+        if value.dtype.kind in "OV" and value.dtype.hasobject:
+            copy_elements(copy.view(ndarray), memo)
+        if attributes := getattr(value, "__dict__", None):
+            # NumPy has set those that the class tells it to, most of them as they are.
+            copies = vars(copy)
+            for name, item in dict(attributes).items():
+                if copies.get(name, item) is item:
+                    copies[name] = copy_part(item, memo)
     return copy
 
 
@@ -56,7 +70,16 @@ def copy_void(value: Any, memo: Memo) -> Any:
 
 
 def copy_tensor(value: Any, memo: Memo) -> Any:
-    return value.detach().clone()
+    try:
+        copy = value.detach().clone()
+    except RuntimeError:  # one without data yet
+        return copy_by_hook(value, memo)
+    remember(value, copy, memo)
+    if value.is_leaf and value.grad is not None:
+        copy.grad = copy_part(value.grad, memo)
+    if vars(value):
+        copy_attributes(value, copy, memo)
+    return copy
 
 
 def copy_pandas(value: Any, memo: Memo) -> Any:
@@ -93,6 +116,7 @@ by_name.update(
     {
         ("array", "array"): copy_array_array,
         ("numpy", "ndarray"): copy_array,
+        ("numpy", "MaskedArray"): copy_array,
         ("numpy", "void"): copy_void,
         ("torch", "Tensor"): copy_tensor,
         ("pandas", "DataFrame"): copy_pandas,
@@ -101,13 +125,62 @@ by_name.update(
         ("polars", "DataFrame"): copy_polars,
         ("polars", "Series"): copy_polars,
         ("polars", "LazyFrame"): copy_polars,
-        # Of which there may be many, and nothing changes.
-        ("numpy", "generic"): pass_for_ever,
-        ("datetime", "date"): pass_for_ever,
-        ("datetime", "timedelta"): pass_for_ever,
-        ("decimal", "Decimal"): pass_for_ever,
-        ("fractions", "Fraction"): pass_for_ever,
-        ("pathlib", "PurePath"): pass_for_ever,
-        ("uuid", "UUID"): pass_for_ever,
+        ("_io", "BytesIO"): copy_by_reduce,
+        ("_io", "StringIO"): copy_by_reduce,
+        ("mmap", "mmap"): pass_and_tell,
     }
 )
+# Of which there may be many, and nothing changes.
+FOR_EVER = {
+    "numpy": "generic dtype",
+    "torch": "device dtype layout memory_format",
+    "datetime": "date time timedelta tzinfo",
+    "zoneinfo": "ZoneInfo",
+    "decimal": "Decimal",
+    "fractions": "Fraction",
+    "pathlib": "PurePath",
+    "uuid": "UUID",
+    "enum": "Enum",  # also one whose members are dataclass instances
+}
+# What the program has one of, or what is of no use without what it stands for.
+SHARED = {
+    "builtins": "code frame traceback generator coroutine async_generator property",
+    "weakref": "ReferenceType ref ProxyType CallableProxyType finalize",
+    "_weakref": "ReferenceType",
+    "_thread": "lock RLock _local",
+    "threading": "Thread Condition Event Semaphore Barrier _RLock",
+    "_threading_local": "local",
+    "queue": "Queue",
+    "_queue": "SimpleQueue",
+    "_contextvars": "ContextVar Context Token",
+    "contextvars": "ContextVar Context Token",
+    "_io": "_IOBase",
+    "io": "IOBase",
+    "socket": "socket",
+    "_socket": "socket",
+    "subprocess": "Popen",
+    "logging": "Logger Filterer Filter Formatter LoggerAdapter",
+    "sqlite3": "Connection Cursor Blob Row",
+    "zipfile": "ZipFile",
+    "tarfile": "TarFile",
+    "random": "SystemRandom",
+    "secrets": "SystemRandom",
+    "functools": "_lru_cache_wrapper",
+    "torch": (
+        "Module Optimizer LRScheduler _LRScheduler ReduceLROnPlateau GradScaler DataLoader "
+        "_BaseDataLoaderIter Stream Event ScriptFunction"
+    ),
+    "tensorflow": "Module Variable ResourceVariable",
+    "keras": "Layer Optimizer Model",
+    "h5py": "HLObject ObjectID",
+}
+PACKAGES = """
+_asyncio _multiprocessing _ssl asyncio background concurrent multiprocessing select selectors ssl
+tempfile tkinter unittest
+aiohttp boto3 botocore comet_ml dask distributed duckdb gevent httpx joblib lightning_fabric loky
+matplotlib mlflow mpl_toolkits neptune psycopg psycopg2 pymongo pymysql pyspark ray redis requests
+rich sqlalchemy tensorboard tensorboardX tqdm urllib3 wandb
+"""
+by_name.update({(p, n): pass_for_ever for p, names in FOR_EVER.items() for n in names.split()})
+by_name.update({(p, n): pass_on for p, names in SHARED.items() for n in names.split()})
+shared_packages.update(PACKAGES.split())

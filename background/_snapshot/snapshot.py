@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial, singledispatch
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
+from types import BuiltinFunctionType, FunctionType, ModuleType, NoneType
 from typing import Any, TypeVar, overload
 
 __all__ = ["atoms", "copy_arguments", "snapshot"]
@@ -18,25 +18,31 @@ __all__ = ["atoms", "copy_arguments", "snapshot"]
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., object])
 # From the id of a value to its copy; by its own id, the values themselves, so that no id is
-# used again during the copy. `copy.deepcopy` keeps the same books.
-Memo = dict[int, Any]
+# used again during the copy; by name, what `copy_object` notes. `copy.deepcopy` keeps the same
+# books, so a `__deepcopy__` can work on them.
+Memo = dict[Any, Any]
 
 # Types whose exact instances are passed as they are. A container of nothing else is copied in
 # one step: `atoms.issuperset(map(type, values))` runs at the speed of C.
 atoms: set[type] = {NoneType, bool, int, float, complex, str, bytes, range, type(...)}
-atoms |= {FunctionType, BuiltinFunctionType, MethodType, ModuleType, type}
+atoms |= {FunctionType, BuiltinFunctionType, ModuleType, type}
 
 
 class Snapshot:
-    """Copy what a call could see change, and pass on what can't change or isn't known.
+    """Copy what a call could see change, and pass on what can't change or is to be shared.
 
-    Copied are lists, dicts, sets, deques, bytearrays, `array.array`, dataclass instances,
-    `SimpleNamespace`, NumPy arrays, torch tensors (detached, on their device), pandas and
-    polars frames, and what these hold; subclasses stay what they are. A part that is reached
-    twice is copied once, and cycles stay cycles. Of an array only what it shows is copied, so
-    two views of one array become two arrays. A tuple in which nothing has to be copied is
-    passed on. So are all other objects: functions, modules, locks, open files, figures, models,
-    and Python objects inside of pandas and polars frames.
+    A copy is what `copy.deepcopy` makes: lists, dicts, sets, dataclasses and objects of any
+    class are copied with what they hold, by the hooks of their class where it has some
+    (`__deepcopy__`, `__reduce_ex__`, `__getstate__`, `__setstate__`, `copyreg`). A part that is
+    reached twice is copied once, and cycles stay cycles. Arrays, torch tensors (detached, on
+    their device) and frames of pandas and polars are copied by their libraries, Python objects
+    inside of frames are not. Of an array only what it shows is copied, so two views of one
+    array become two arrays. A tuple in which nothing has to be copied is passed on.
+
+    Shared are functions, classes, modules, locks, threads, files, sockets, loggers, executors,
+    futures, figures, torch modules and optimizers and their like. What can't be copied, and
+    what has a `__del__` but does not say how it is copied, is passed as it is, and a warning
+    says so once for its type.
 
     Args:
         value: what to copy.
@@ -59,6 +65,7 @@ class Snapshot:
             memo = {}
         memo.setdefault(id(memo), [])  # `copy.deepcopy` may give one that is still empty
         copy: T = copy_part(value, memo)
+        finish(memo)
         return copy
 
     @overload
@@ -183,12 +190,12 @@ def remember(value: Any, copy: Any, memo: Memo) -> None:
     memo[id(memo)].append(value)
 
 
-def copy_object(value: Any, memo: Memo) -> Any:
-    kind: Any = type(value)
-    copy = kind.__new__(kind)
-    remember(value, copy, memo)
-    copy_attributes(value, copy, memo)
-    return copy
+def finish(memo: Memo) -> None:
+    """Fill the objects that `copy_object` has left empty, before somebody else looks at them."""
+    later = memo.get("later")
+    while later:
+        value, copy = later.pop()
+        copy_attributes(value, copy, memo)
 
 
 def copy_attributes(value: Any, copy: Any, memo: Memo) -> None:
@@ -203,6 +210,14 @@ def copy_attributes(value: Any, copy: Any, memo: Memo) -> None:
                 copies[name] = copy_part(item, memo)
     for name, item in (slots or {}).items():
         object.__setattr__(copy, name, copy_part(item, memo))
+
+
+def set_attributes(copy: Any, state: Any) -> None:
+    attributes, slots = state if type(state) is tuple else (state, None)
+    if attributes:
+        vars(copy).update(attributes)
+    for name, item in (slots or {}).items():
+        object.__setattr__(copy, name, item)
 
 
 def pass_on(value: Any, memo: Memo) -> Any:
@@ -229,10 +244,8 @@ def registry(value: Any, memo: Memo) -> Any:
 
 def find_copier(kind: type) -> Callable[[Any, Memo], Any]:
     """Return how instances of a type are copied."""
-    function: Callable[[Any, Memo], Any] = registry.dispatch(kind)
-    if function is default:
-        data = hasattr(kind, "__dataclass_fields__")
-        function = library(kind) or (copy_object if data else pass_on)
+    (choose,) = choosers
+    function: Callable[[Any, Memo], Any] = choose(kind)
     if len(copiers) >= 1000:  # of types that are made and dropped all the time
         copiers.clear()
     copiers[kind] = function
@@ -241,3 +254,5 @@ def find_copier(kind: type) -> Callable[[Any, Memo], Any]:
 
 default = registry.dispatch(object)
 copiers: dict[type, Callable[[Any, Memo], Any]] = {}  # those found so far
+# What finds them, in `objects`: it knows the functions that copy, and all those call `copy_part`.
+choosers: list[Callable[[type], Callable[[Any, Memo], Any]]] = []
