@@ -20,9 +20,11 @@ _before: dict[int, Any] = {}  # the handlers that ours have replaced, by signal
 _came: list[float] = []  # when the first one came
 
 
-def check_signals(value: object) -> tuple[int, ...]:
+def check_signals(value: Any) -> tuple[int, ...]:
     """Return the signals, or raise an error that says what to write."""
-    several = value if isinstance(value, Iterable) else () if value is None else (value,)
+    several: list[Any] = []
+    if value is not None:
+        several = list(value) if isinstance(value, Iterable) else [value]
     found: list[int] = []
     for each in several:
         if not isinstance(each, int) or isinstance(each, bool):

@@ -75,7 +75,7 @@ class Failures:
         count = max(count, len(taken))
         self.taken += count
         more, self.more = self.more, False
-        errors = [failure.error for failure in reversed(taken)]
+        errors: list[BaseException] = [failure.error for failure in reversed(taken)]
         if more and count and not errors:  # the kept ones alone have been retrieved
             errors = [RuntimeError(f"{count} failures, of which no exception was kept")]
         return errors, count, sum(not failure.quiet for failure in taken)

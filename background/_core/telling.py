@@ -10,6 +10,7 @@ import traceback
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from time import monotonic
+from typing import Any, cast
 
 __all__ = [
     "ERROR",
@@ -195,7 +196,8 @@ def made_by_handler(code: object) -> bool:
     The handler of a `QueueListener` runs on a thread of its own, where `telling` is not known.
     """
     try:
-        handlers = [handler() for handler in list(logging._handlerList)]  # type: ignore[attr-defined]
+        known: list[Any] = list(cast(Any, logging)._handlerList)
+        handlers: list[Any] = [handler() for handler in known]
         return any(
             getattr(member, "__code__", None) is code
             for kind in {kind for each in handlers for kind in type(each).__mro__}
