@@ -24,10 +24,10 @@ from conftest import GIL, Log
 import background as package
 from background import SQLiteExecutor, WorkerDied, flush, stats
 from background._core import ledger
-from background._executors.sqlite import executor as sqlite
 from background._executors.sqlite import file as file_module
+from background._executors.sqlite import outcomes as outcomes_module
 from background._executors.sqlite import store as store_module
-from background._executors.sqlite import worker as worker_module
+from background._executors.sqlite import supervisor as supervisor_module
 from background._executors.sqlite.access import StoreError
 from background._executors.sqlite.locks import SUPERVISOR, Life
 from background._executors.sqlite.store import Store
@@ -491,7 +491,7 @@ def test_a_dropped_failure_is_logged_before_flush_returns(
         logged.append(len(log.errors))
         ledger.let_go(*args)
 
-    monkeypatch.setattr(sqlite, "let_go", let_go)
+    monkeypatch.setattr(outcomes_module, "let_go", let_go)
     executor.submit(calls.fail, "no")
     flush(60)
     assert logged == [1]
@@ -592,7 +592,7 @@ def test_a_new_supervisor_waits_for_the_worker_of_a_killed_one(file: Path, tmp_p
         eventually(lambda: gone(supervisor))
         # As a program starts it that finds nobody alive.
         options = {"idle_timeout": 0.1, "synchronous": "NORMAL"}
-        start = worker_module.command("detached", str(file), **options)
+        start = supervisor_module.command("supervisor.detached", str(file), **options)
         with subprocess.Popen(start, env=environment()) as process:
             eventually(lambda: Life(str(file)).taken(SUPERVISOR))
             gate.touch()
@@ -609,12 +609,12 @@ def test_a_worker_whose_supervisor_is_replaced_as_it_starts(
     life = Life(str(file))
     life.hold(SUPERVISOR)
     options = {"supervisor": 1, "idle_timeout": None, "synchronous": "NORMAL"}
-    start = worker_module.command("work", str(file), **options)
+    start = supervisor_module.command("worker.work", str(file), **options)
     try:
         done = subprocess.run(start, env=environment(), timeout=60, check=False)
     finally:
         life.drop(SUPERVISOR)
-    assert done.returncode == worker_module.ENDED
+    assert done.returncode == supervisor_module.ENDED
     assert future.cancel()
 
 
@@ -760,7 +760,7 @@ def test_no_worker_can_be_started(
     def refuse(*_: object, **__: object) -> None:
         raise BlockingIOError(11, "no further process")
 
-    monkeypatch.setattr(sqlite.subprocess, "run", refuse)
+    monkeypatch.setattr(outcomes_module.subprocess, "run", refuse)
     future = executor.submit(abs, -1)
     assert [call.state for call in executor.calls()] == ["waiting"]
     say("worker", "--drain", file)

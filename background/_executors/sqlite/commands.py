@@ -11,7 +11,7 @@ from dataclasses import asdict
 from background._executors.sqlite.access import StoreError, resolve
 from background._executors.sqlite.locks import Life
 from background._executors.sqlite.store import Store, StoredCall
-from background._executors.sqlite.worker import supervise
+from background._executors.sqlite.supervisor import supervise
 
 __all__ = ["purge", "retry", "status", "worker"]
 
