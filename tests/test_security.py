@@ -4,21 +4,28 @@ He is a real one where the tests run as root.
 """
 
 import grp
+import http.client
+import importlib.util
 import os
 import pwd
 import shutil
+import socket
+import ssl
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil  # a dependency of distributed
 import pytest
 
-from background import SQLiteExecutor
+from background import DaskExecutor, SQLiteExecutor
 from background._executors.sqlite import access
 from background._executors.sqlite.access import StoreError, check_folder, open_beside, resolve
 
@@ -262,3 +269,128 @@ def test_links_of_another_user(folder: Path) -> None:
     assert f"{shared}/folder is a link" in trouble(shared / "folder" / "calls.db")
     assert trouble(shared / "calls.db")
     assert list(mine.iterdir()) == []
+
+
+# -- Dask ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def on_dask() -> Iterator[DaskExecutor]:
+    """Start the cluster of `DaskExecutor()`."""
+    pytest.importorskip("distributed")
+    with DaskExecutor() as executor:
+        assert executor.submit(abs, -1).result(120) == 1
+        yield executor
+
+
+def stranger(certificate: bool) -> ssl.SSLContext:
+    """Return how somebody else connects, who doesn't care with whom he speaks."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if certificate:
+        from distributed import Security
+
+        context = Security.temporary().get_connection_args("client")["ssl_context"]
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def answers(address: str, context: ssl.SSLContext | None) -> bool:
+    """Connect; return whether one of Dask's processes speaks to us, which it does first."""
+    host, port = address.removeprefix("tls://").split(":")
+    with socket.create_connection((host, int(port)), 60) as connection:
+        try:
+            if context is None:
+                connection.sendall(b"let me in")
+                return connection.recv(1) != b""
+            with context.wrap_socket(connection) as wrapped:
+                return wrapped.recv(1) != b""
+        except (ssl.SSLError, ConnectionError):
+            return False
+
+
+def test_dask_speaks_to_its_own(on_dask: DaskExecutor) -> None:
+    """S2: scheduler, workers and their supervisors shut out who has not the cluster's key."""
+    cluster = on_dask._cluster
+    assert cluster is not None
+    workers = cluster.cluster.scheduler.workers.values()
+    addresses = [cluster.cluster.scheduler.address]
+    addresses += [address for worker in workers for address in (worker.address, worker.nanny)]
+    assert len(addresses) >= 3
+    ours = cluster.cluster.security.get_connection_args("client")["ssl_context"]
+    for address in addresses:
+        assert address.startswith("tls://127.0.0.1:")
+        assert answers(address, ours)
+        for context in (None, stranger(certificate=False), stranger(certificate=True)):
+            assert not answers(address, context)
+
+
+def test_dask_has_no_pages(on_dask: DaskExecutor) -> None:
+    """S2: scheduler and workers tell nothing about the calls to a browser."""
+    assert on_dask._cluster is not None
+    scheduler = on_dask._cluster.cluster.scheduler
+    ports = [scheduler.http_server.port]
+    ports += [worker.services["dashboard"] for worker in scheduler.workers.values()]
+    for port in ports:
+        for page in ("/info/main/workers.html", "/json/identity.json", "/metrics", "/health", "/"):
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", page)
+            assert connection.getresponse().status == 404
+            connection.close()
+
+
+def test_the_key_of_dask(on_dask: DaskExecutor) -> None:
+    """S2: nobody else can read the cluster's key, or replace what its workers put aside."""
+    assert on_dask._cluster is not None
+    folder = Path(on_dask._cluster.folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for file in folder.glob("*.pem"):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    key = (folder / "worker_key.pem").read_text().splitlines()[1]
+    for worker in on_dask._cluster.cluster.scheduler.workers.values():
+        assert worker.local_directory.startswith(f"{folder}/")
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            assert key not in " ".join([*process.cmdline(), *process.environ().values()])
+    if os.geteuid() == 0:
+        assert as_other("ls /")
+        assert not as_other(f"ls {folder}")
+        assert not as_other(f"cat {folder}/worker_key.pem")
+
+
+def test_dask_without_cryptography(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S2: without what keeps others out no cluster is started, and the call says so."""
+    pytest.importorskip("distributed")
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "cryptography" else find(name)
+    )
+    with DaskExecutor() as executor:
+        error = executor.submit(abs, -1).exception(60)
+        assert isinstance(error, ModuleNotFoundError)
+        assert "pip install 'background-futures[dask]'" in str(error)
+        assert executor._cluster is None
+
+
+def test_the_folder_of_dask_goes() -> None:
+    """S2: the key is deleted with the cluster; a child of a fork deletes nothing."""
+    pytest.importorskip("distributed")
+    script = """
+    import os, sys
+    from background import DaskExecutor
+    executor = DaskExecutor()
+    executor.submit(abs, -1).result(120)
+    folder = executor._cluster.folder
+    pid = os.fork()
+    if not pid:
+        executor._cluster.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.path.exists(folder + "/worker_key.pem")
+    assert executor.submit(abs, -1).result(120) == 1
+    print(folder)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.startswith(tempfile.gettempdir())
+    assert not os.path.exists(done.stdout.strip())

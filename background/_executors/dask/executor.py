@@ -59,6 +59,7 @@ class DaskExecutor(Executor):
             program and its workers are started as commands, not by `multiprocessing`, so that
             this works from a script without a `__main__` guard, which `LocalCluster()` would
             run again in each worker.
+            Nobody else can connect: they speak TLS by a key of their own.
 
     Calls start in order and one at a time only on a cluster of one worker with one thread.
     The package, in the same version, must be installed for scheduler and workers, and so must
