@@ -9,6 +9,7 @@ import background
 ROOT = Path(background.__file__).parent
 # From the ground up: no file imports one of its own line or of a line above it.
 FLOORS = """
+_pickling.modules
 _pickling.names _snapshot.snapshot _core.telling _executors.sqlite.access
 _pickling.functions _snapshot.objects _executors.sqlite.file
 _pickling.errors _pickling.refusals _snapshot.containers _snapshot.libraries _executors.sqlite.locks

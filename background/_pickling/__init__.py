@@ -1,7 +1,8 @@
 """Calls and their outcomes as bytes: by plain pickle where that does, else by cloudpickle.
 
 Plain pickle sends functions and classes by name. What has no name that another process could
-find (all of `__main__`, closures, lambdas) goes by value, which takes cloudpickle.
+find (all of `__main__` and of modules made at run time, closures, lambdas) goes by value, which
+takes cloudpickle.
 
 This package imports nothing of the rest: a worker loads it alone.
 """

@@ -15,6 +15,7 @@ from contextlib import suppress
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
 
+from background._pickling.modules import local_marks, local_modules
 from background._pickling.names import goes_by_value, kind_of
 
 __all__ = ["LARGE", "dragged", "dumps", "remembered", "thorough", "variables"]
@@ -29,12 +30,17 @@ def dumps(value: object, buffers: list[memoryview] | None = None, by_value: bool
     with suppress(Exception):
         if not by_value:
             data = pickle.dumps(value, 5, buffer_callback=take)
-            if b"__main__" not in data:
+            for mark in local_marks():
+                if mark in data:
+                    break
+            else:
                 return data
     if buffers is not None:
         buffers.clear()
     file = io.BytesIO()
-    thorough()(file, 5, buffer_callback=take).dump(value)
+    pickler = thorough()
+    local_modules()  # tells cloudpickle, which may have been imported just now
+    pickler(file, 5, buffer_callback=take).dump(value)
     return file.getvalue()
 
 
@@ -133,6 +139,8 @@ def _gather(function: Any, leaves: list[Any], seen: list[Any]) -> bool:
         if kind is ModuleType or kind is BuiltinFunctionType:
             module = value if kind is ModuleType else value.__self__  # a list, of list.append
             if type(module) is not ModuleType or sys.modules.get(module.__name__) is not module:
+                return False
+            if module.__name__ in local_modules():
                 return False
         elif isinstance(value, type):
             if goes_by_value(value):

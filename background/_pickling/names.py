@@ -8,6 +8,8 @@ from contextlib import suppress
 from types import FunctionType, MethodType
 from typing import Any
 
+from background._pickling.modules import local_modules
+
 __all__ = ["find", "goes_by_value", "kind_of", "look_up", "refer"]
 
 kind_of: Callable[[Any], Any] = type  # to type checkers it is anything
@@ -24,7 +26,7 @@ def refer(function: Any) -> Any:
     inner = function
     if type(function) is MethodType:
         owner, inner = function.__self__, function.__func__
-    if type(inner) is not FunctionType or inner.__module__ == "__main__":
+    if type(inner) is not FunctionType or inner.__module__ in local_modules():
         return function
     found: Any = sys.modules.get(inner.__module__)
     with suppress(Exception):
@@ -66,4 +68,4 @@ def goes_by_value(value: Any) -> bool:
     found: Any = None
     with suppress(Exception):
         found = look_up(sys.modules[value.__module__], value.__qualname__)
-    return found is not value or value.__module__ == "__main__"
+    return found is not value or value.__module__ in local_modules()

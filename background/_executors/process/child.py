@@ -25,6 +25,7 @@ from background._core.telling import WARNING, report
 from background._errors import WorkerDied
 from background._executors.process.channel import CALL, RAISED, STATE, Channel, Message
 from background._pickling import unpack_error
+from background._pickling.modules import local_modules
 from background._platform import interpreter, not_standard
 
 __all__ = ["Process"]
@@ -309,10 +310,11 @@ def own_specs() -> dict[str, Any]:
     """Return the specs of the program's own modules: each `importlib.reload` makes a new one."""
     global _own
     if _own[0] != len(sys.modules):
+        local = local_modules()
         names = [
             name
             for name, module in list(sys.modules.items())
-            if name != "__main__"
+            if name not in local  # those go by value
             and type(module) is ModuleType  # a lazy one would be loaded by a look
             and isinstance(file := vars(module).get("__file__"), str)
             and not file.startswith(_installed)
