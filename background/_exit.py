@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from time import monotonic, sleep
 from typing import Any, cast
 
+from background._core.call import Call
 from background._core.failures import forget_failures, log_unseen
 from background._core.hints import forget_growth
 from background._core.ledger import Drain, pending, start_afresh
@@ -26,10 +30,15 @@ from background._core.telling import ERROR, WARNING, report
 from background._executors.elsewhere import at_end, register_at_end
 from background._executors.workers import end_workers, forget_workers
 from background._flush import standing, wait_and_tell
+from background._platform import leave_join, leave_threads, pool_threads
 from background._settings import settings
 from background._signals import forget_signals
 
 __all__: list[str] = []
+
+
+PAUSE = 0.1  # seconds between two tries of a wait that failed
+TRIES = 100  # waits in a row that failed at once, by themselves
 
 
 class ProgramEnd:
@@ -37,38 +46,57 @@ class ProgramEnd:
 
     def __init__(self) -> None:
         self.began: float | None = None
+        self.announced = False
         self.given_up = False
+        self.dropped = 0
+        self.errors = 0
         self.status: int | None = None  # that a signal handler has asked for meanwhile
         self.at_the_last: object = None
 
-    def drain(self, *, last: bool) -> None:
+    def drain(self, *, last: bool = False) -> None:
         """Wait for all calls; whatever is raised in it, by signal handlers say, it goes on."""
         if self.began is None:
             self.began = monotonic()
-        drained = False
-        while not drained and not self.given_up:
+        failed = 0
+        start = self.began
+        while not self.given_up:
             try:
+                if failed:
+                    sleep(PAUSE)
+                    failed += 1  # unless a signal handler has raised: that is no fault of the wait
+                start = monotonic()
+                if failed > TRIES:
+                    self.give_up(f"the wait has failed {TRIES} times")
                 with Drain(monotonic(), at_exit=True) as drain:
                     if not self.wait(drain):
                         self.give_up(f"exit_timeout={settings.exit_timeout} s has passed")
-                drained = True
+                break
             except KeyboardInterrupt:
                 self.give_up("interrupted")
             except BaseException as error:
                 self.take_note(error)
+                failed = max(failed, 1) if monotonic() - start < PAUSE / 4 else 1
         if last and self.given_up:
             with suppress(ValueError):  # not the main thread: no Ctrl-C comes here
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # once is enough
 
+    def deadline(self) -> float | None:
+        """Return when all must be over; soon, if the calls were given up."""
+        ends = [] if self.began is None or settings.exit_timeout is None else [self.began]
+        ends = [began + (settings.exit_timeout or 0) for began in ends]
+        if self.given_up:
+            ends.append(monotonic() + 1)
+        return min(ends, default=None)
+
     def wait(self, drain: Drain) -> bool:
         """Wait as long as `exit_timeout` allows; say so if it takes more than a second."""
         timeout = settings.exit_timeout
-        assert self.began is not None
-        deadline = None if timeout is None else self.began + timeout
+        deadline = self.deadline()
         left = 1.0 if deadline is None else min(1.0, max(deadline - monotonic(), 0))
         if drain.wait(left):
             return True
-        if timeout is None or timeout > 1.0:
+        if not self.announced and (timeout is None or timeout > 1.0):
+            self.announced = True
             count = len(drain.calls())
             report(
                 WARNING,
@@ -81,38 +109,75 @@ class ProgramEnd:
     def give_up(self, why: str) -> None:
         """Cancel what has not started, and say how many calls that were and what still runs."""
         self.given_up = True
-        calls = [call for call in list(pending) if not call._executor._outlives]
-        running = [call for call in calls if call.running()]
-        names = [f"; {describe(each)} {standing(each)}, and is given up" for each in running]
-        count = sum(call.cancel() for call in calls)
+        calls: list[Call[Any]] = []
+        running: list[Call[Any]] = []
+        for _ in range(3):  # a second Ctrl-C ends the step that hangs, a done callback say
+            try:
+                calls = [call for call in list(pending) if not call._executor._outlives]
+                running = [call for call in calls if call.running()]
+                self.drop(calls)
+                break
+            except BaseException as error:
+                self.take_note(error)
         # Given up means that nobody waits for it any more, its pool neither.
-        ends = [call._executor._give_up(call) for call in running]  # all of them
-        if not all(ends):
+        names: list[str] = []
+        ends = True
+        for call in running:
+            try:
+                names.append(f"; {describe(call)} {standing(call)}, and is given up")
+                ends = call._executor._give_up(call) and ends
+            except BaseException as error:  # somebody's own pool
+                self.take_note(error)
+        if not ends:
+            leave_threads()
             with suppress(RuntimeError):
                 _thread.start_new_thread(end_anyway, ())
-        report(
+        self.say(
             WARNING,
             "%s: dropped %d background call%s that had not started%s",
             why,
-            count,
-            "s" * (count != 1),
+            self.dropped,
+            "s" * (self.dropped != 1),
             "".join(names),
         )
 
+    def drop(self, calls: list[Call[Any]]) -> None:
+        for call in calls:
+            try:
+                self.dropped += call.cancel()
+            except Exception as error:  # somebody's own pool
+                self.take_note(error)
+
+    def say(self, level: int, message: str, *args: object, error: Any = None) -> None:
+        """Report, though a signal handler raises meanwhile."""
+        try:
+            report(level, message, *args, error=error)
+        except KeyboardInterrupt:
+            if not self.given_up:
+                self.give_up("interrupted")
+        except SystemExit as asked:
+            self.take_note(asked)
+
     def take_note(self, error: BaseException) -> None:
         """Keep the exit status that a signal handler asks for by `sys.exit` during the drain."""
+        if isinstance(error, KeyboardInterrupt):
+            return  # the next one: all is given up
         if not isinstance(error, SystemExit):
-            report(
-                ERROR,
-                "an exception in the wait at the program's end, which goes on",
-                error=error,
-            )
+            self.errors += 1
+            if self.errors in (1, 10, 100, 1_000, 10_000):  # a timer's handler raises again
+                self.say(
+                    ERROR,
+                    "an exception in the wait at the program's end, which goes on%s",
+                    f" (for the {self.errors}th time)" * (self.errors > 1),
+                    error=error,
+                )
             return
         code: Any = error.code
         if code is not None and not isinstance(code, int):
-            report(ERROR, "%s", code)
-            code = 1
-        self.status = code or 0
+            self.status = 1
+            self.say(ERROR, "%s", code)
+        else:
+            self.status = code or 0
 
     def keep_status(self) -> None:
         """Have the process end with the status that was asked for.
@@ -126,11 +191,19 @@ class ProgramEnd:
 
 
 def end_anyway() -> None:
-    """End the process in a second, if it waits then for a thread that was given up.
+    """End the program once it waits for no threads any more but those that were given up.
 
-    Of the exit status it knows only whether an exception has ended the program.
+    Only if the wait can't be left will the process end without the rest of its own end. Then
+    of the exit status it is known only whether an exception has ended the program.
     """
-    sleep(1.0)
+    while not pool_threads.alone():
+        sleep(0.1)
+    for _ in range(10):
+        if not leave_join():
+            break
+        sleep(0.1)
+        if not pool_threads.alone():
+            return
     with suppress(BaseException):
         cast(Any, atexit)._run_exitfuncs()
     failed = getattr(sys, "last_exc", getattr(sys, "last_value", None)) is not None
@@ -155,48 +228,68 @@ class ExitWith:
 end = ProgramEnd()
 
 
+def persist(step: Callable[[], object]) -> None:
+    """Have a step of the end done, whatever is raised in it or between our own lines (W3)."""
+    for _ in range(10):
+        with suppress(BaseException):  # raised while the one before is dealt with
+            try:
+                step()
+                return
+            except KeyboardInterrupt:
+                end.give_up("interrupted")
+            except BaseException as error:
+                end.take_note(error)
+
+
 def drain_early() -> None:
     """Wait for all calls while other libraries and the pools still work (W3, B1)."""
-    try:
-        end.drain(last=False)
-        if _is_child:  # of `multiprocessing`, perhaps, which runs no hooks of `atexit`
-            finish()
-    except BaseException as error:  # between our own lines
-        end.take_note(error)
+    persist(end.drain)
+    if _is_child or is_child_of_multiprocessing():  # which may run no hooks of `atexit`
+        finish()
 
 
 def drain_at_exit() -> None:
     """Wait for the calls that came since, and end the workers (W3)."""
-    try:
-        end.drain(last=True)
-        finish()
-    except KeyboardInterrupt:
-        pass
-    except BaseException as error:
-        end.take_note(error)
+    persist(partial(end.drain, last=True))
+    finish()
     end.keep_status()
 
 
 def finish() -> None:
     """End the workers, run what they have left, and report what nobody has retrieved."""
-    deadline = None
-    if settings.exit_timeout is not None and end.began is not None:
-        deadline = end.began + settings.exit_timeout
     for _ in range(2):  # for the calls that come while the first round ends
-        try:
-            end_workers(deadline)
-            end.drain(last=True)
-        except KeyboardInterrupt:
-            end.give_up("interrupted")
-        except BaseException as error:
-            end.take_note(error)
-    log_unseen()
+        persist(lambda: end_workers(end.deadline()))
+        persist(partial(end.drain, last=True))
+    persist(log_unseen)
     stored: dict[Any, int] = {}
     for call in list(pending):
         if call._executor._outlives:
             stored[call._executor] = stored.get(call._executor, 0) + 1
     for executor, count in stored.items():
-        report(WARNING, "%s", executor._outlook(count))
+        try:
+            end.say(WARNING, "%s", executor._outlook(count))
+        except BaseException as error:
+            end.take_note(error)
+
+
+def is_child_of_multiprocessing() -> bool:
+    """Tell whether `multiprocessing` has made this process, by whatever method."""
+    process: Any = sys.modules.get("multiprocessing.process")
+    return process is not None and process.parent_process() is not None
+
+
+def drain_before_multiprocessing_ends(_: object = None) -> None:
+    """Have a child of `multiprocessing` wait for all calls before its queues and managers end.
+
+    Until Python 3.12 these end before the hooks of `threading`.
+    """
+    if "multiprocessing.process" not in sys.modules:
+        return
+    util: Any = importlib.import_module("multiprocessing.util")
+    if is_child_of_multiprocessing():
+        util.Finalize(None, lambda: persist(end.drain), exitpriority=1_000)
+    else:  # it becomes one, perhaps: what is registered until then is forgotten there
+        util.register_after_fork(end, drain_before_multiprocessing_ends)
 
 
 _is_child = False
@@ -212,9 +305,11 @@ def after_fork() -> None:
     forget_failures()
     forget_growth()
     forget_workers()
+    drain_before_multiprocessing_ends()
 
 
 atexit.register(drain_at_exit)
 at_end.append(drain_early)
 register_at_end()
+drain_before_multiprocessing_ends()
 os.register_at_fork(after_in_child=after_fork)

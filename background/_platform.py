@@ -6,14 +6,24 @@ import _thread
 import concurrent.futures.thread
 import fcntl
 import os
+import signal
 import sys
 import threading
 import weakref
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, cast
 
-__all__ = ["check_patches", "interpreter", "not_standard", "open_standard_streams", "pool_threads"]
+__all__ = [
+    "check_patches",
+    "interpreter",
+    "leave_join",
+    "leave_threads",
+    "not_standard",
+    "open_standard_streams",
+    "pool_threads",
+]
 
 
 def not_standard(descriptor: int) -> int:
@@ -87,6 +97,7 @@ class PoolThreads:
 
     def __init__(self) -> None:
         self.made: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self.given_up: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
     @contextmanager
     def as_daemons(self) -> Generator[None, None, None]:
@@ -116,7 +127,60 @@ class PoolThreads:
         with suppress(AttributeError):  # until Python 3.12
             inner._shutdown_locks.discard(cast(Any, thread)._tstate_lock)
             return True
+        self.given_up.add(thread)
         return False
+
+    def alone(self) -> bool:
+        """Tell whether the interpreter's end waits for none but threads that were given up."""
+        main = threading.main_thread().ident
+        return _joins(sys._current_frames().get(main or 0)) and self.no_others()
+
+    def no_others(self) -> bool:
+        """Tell whether the threads that are not daemons were all given up."""
+        main = threading.main_thread()
+        others = [each for each in threading.enumerate() if each is not main and not each.daemon]
+        return all(each in self.given_up for each in others)
+
+
+def _joins(frame: FrameType | None) -> bool:
+    inner: Any = threading
+    return frame is not None and frame.f_code is inner._shutdown.__code__
+
+
+class Left(BaseException):
+    """Ends the interpreter's wait for threads, which then goes on with its end."""
+
+
+def leave_threads() -> None:
+    """Have `leave_join` work, from Python 3.13 on, if this is the main thread."""
+    with suppress(ValueError):
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    if not (_joins(frame) and pool_threads.no_others()):
+        signal.default_int_handler(number, frame)
+    before = sys.unraisablehook
+
+    def ignore(unraisable: Any) -> None:
+        sys.unraisablehook = before
+        if unraisable.exc_type is not Left:
+            before(unraisable)
+
+    sys.unraisablehook = ignore
+    raise Left
+
+
+def leave_join() -> bool:
+    """Have the interpreter's end wait for threads no more; return whether that can be done.
+
+    As by Ctrl-C, which ends that wait alone: its hooks and its exit status stay.
+    """
+    main = threading.main_thread().ident
+    if signal.getsignal(signal.SIGINT) is not _leave or not hasattr(signal, "pthread_kill"):
+        return False
+    signal.pthread_kill(main or 0, signal.SIGINT)
+    return True
 
 
 def _is_of_pool(thread: threading.Thread) -> bool:
