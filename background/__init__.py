@@ -23,7 +23,7 @@ write `@background(snapshot=True)`.
 
 from typing import TYPE_CHECKING, Any
 
-from background import _exit as _exit  # drains at the end of the program
+import background._exit  # pyright: ignore[reportUnusedImport]  # drains at the end of the program
 from background._core.future import Future
 from background._decorator import background
 from background._errors import BackgroundError, BacklogFull, FlushTimeout, WorkerDied

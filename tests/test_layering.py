@@ -16,14 +16,14 @@ _pickling.errors _pickling.refusals _snapshot.containers _snapshot.libraries _ex
 _pickling.calls
 _platform _executors.process.channel _pickling _errors _core.naming
 _executors.process.worker _executors.sqlite.store _snapshot _core.ledger
-_executors.sqlite.worker _core.failures _core.hints _core.circles
+_executors.sqlite.supervisor _core.failures _core.hints _core.circles
 _core.waiting
-_core.future
+_executors.sqlite.worker _core.future
 _core.call
 _core.executor
 _debug _progress _signals _executors.elsewhere _executors.workers
 _executors.inline _executors.threads _executors.eventloop _executors.foreign
-_executors.process.child _executors.dask.cluster
+_executors.process.child _executors.sqlite.outcomes _executors.dask.cluster
 _executors.sqlite.executor _executors.dask.executor _executors.process.executor
 _settings _stats
 _flush

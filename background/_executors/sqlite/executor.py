@@ -155,6 +155,15 @@ class SQLiteExecutor(Executor):
     def _stands(self, call: Call[Any]) -> str:
         return f" in a worker of {self._path}"
 
+    def _outlook(self, count: int) -> str:
+        stored = f"{count} durable call{'s are' if count != 1 else ' is'} stored in {self._path}"
+        run = "them" if count != 1 else "it"
+        if self._desk.has_worker():
+            return f"{stored}; a worker will run {run}"
+        return (
+            f"{stored}; no worker is alive: `python -m background worker {self._path}` runs {run}"
+        )
+
     # -- For people -----------------------------------------------------------------------
 
     def calls(self) -> list[StoredCall]:

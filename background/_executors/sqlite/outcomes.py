@@ -68,6 +68,13 @@ class Desk:
 
     # -- The worker -----------------------------------------------------------------------
 
+    def has_worker(self) -> bool:
+        """Tell whether a worker lives, or was started a moment ago."""
+        started = bool(self.starts) and monotonic() < self.starts[-1] + 5
+        with suppress(OSError):
+            return self.life.taken(SOMEBODY) or started
+        return started
+
     def see_to_worker(self) -> None:
         """Start a worker if none lives."""
         if self.options is None:
