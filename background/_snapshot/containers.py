@@ -30,7 +30,7 @@ from background._snapshot.snapshot import (
     remember,
 )
 
-__all__: list[str] = []
+__all__ = ["owner_of"]
 
 
 def copy_list(value: Any, memo: Memo) -> Any:
@@ -137,19 +137,20 @@ VIEWS: dict[type, Callable[[Any], Any]] = {
 }
 
 
+def owner_of(value: Any) -> Any:
+    """Return the dict that a view or a `MappingProxyType` shows, or None."""
+    if type(value) not in VIEWS and type(value) is not MappingProxyType:
+        return None
+    (owner,) = gc.get_referents(value)
+    # The names of a class are no data.
+    return None if isinstance(owner, dict) and {"__module__", "__doc__"} <= owner.keys() else owner
+
+
 def copy_view(value: Any, memo: Memo) -> Any:
-    """Copy the keys, values or items of a dict: it shows a copy of that dict."""
-    (owner,) = gc.get_referents(value)
+    """Copy what shows a dict: it shows a copy of that dict."""
+    owner = owner_of(value)
     copy = copy_part(owner, memo)
-    return value if copy is owner else VIEWS[type(value)](copy)
-
-
-def copy_proxy(value: Any, memo: Memo) -> Any:
-    (owner,) = gc.get_referents(value)
-    if isinstance(owner, dict) and "__module__" in owner and "__doc__" in owner:
-        return value  # the names of a class
-    copy = copy_part(owner, memo)
-    return value if copy is owner else MappingProxyType(copy)
+    return value if copy is owner else VIEWS.get(type(value), MappingProxyType)(copy)
 
 
 def copy_memoryview(value: Any, memo: Memo) -> Any:
@@ -183,7 +184,7 @@ built_in.update(
         OrderedDict: partial(copy_dict, base=OrderedDict),
         defaultdict: partial(copy_dict, base=defaultdict),
         Counter: copy_dict,
-        MappingProxyType: copy_proxy,
+        MappingProxyType: copy_view,
         MethodType: copy_method,
         BaseException: copy_exception,
         type: pass_on,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copyreg
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from background._core.telling import WARNING, report
@@ -37,6 +38,7 @@ __all__ = [
     "copy_by_reduce",
     "copy_exception",
     "copy_object",
+    "find_out",
     "pass_and_tell",
     "pass_owner",
     "shared_packages",
@@ -108,19 +110,21 @@ def pass_and_tell(value: Any, memo: Memo, why: object = "it can't be copied") ->
     name = f"{kind.__module__}.{kind.__qualname__}"
     if name not in told:
         told.add(name)
-        if isinstance(why, Exception):
-            text = type(why).__name__
-            with suppress(Exception):  # one that can't be shown
-                text += f": {why}"
-            why = f"it can't be copied ({text})"
         report(
             WARNING,
             "snapshot passes objects of %s as they are, so a call may see them change: %s; "
             "snapshot.register says how to copy them, or that they can be shared",
             name,
-            why,
+            describe(why) if isinstance(why, Exception) else why,
         )
     return value
+
+
+def describe(error: Exception) -> str:
+    text = type(error).__name__
+    with suppress(Exception):  # one that can't be shown
+        text += f": {error}"
+    return f"it can't be copied ({text})"
 
 
 def pass_owner(value: Any, memo: Memo) -> Any:
@@ -130,15 +134,20 @@ def pass_owner(value: Any, memo: Memo) -> Any:
 
 def try_plain(value: Any, memo: Memo) -> Any:
     """Copy the first object of a class that says nothing about its copies."""
+    return find_out(value)(value, memo)
+
+
+def find_out(value: Any) -> Callable[[Any, Memo], Any]:
+    """Return how the first object of such a class is copied, and note it."""
+    function: Callable[[Any, Memo], Any] = copy_object
     try:
         object.__reduce_ex__(value, 4)  # fails for what C code keeps out of sight
     except (RecursionError, MemoryError):
         raise
     except Exception as error:
-        copiers[type(value)] = pass_and_tell
-        return pass_and_tell(value, memo, error)
-    copiers[type(value)] = copy_object
-    return copy_object(value, memo)
+        function = partial(pass_and_tell, why=describe(error))
+    copiers[type(value)] = function
+    return function
 
 
 def copy_object(value: Any, memo: Memo) -> Any:

@@ -228,18 +228,13 @@ def pass_on(value: Any, memo: Memo) -> Any:
 by_name: dict[tuple[str, str], Callable[[Any, Memo], Any]] = {}  # `libraries` fills it
 
 
-def library(kind: type) -> Callable[[Any, Memo], Any] | None:
-    """Return how a library's type, or a subclass of it, is copied, or None."""
-    for base in kind.__mro__:
-        package = str(base.__module__).partition(".")[0]
-        if function := by_name.get((package, base.__qualname__)):
-            return function
-    return None
-
-
 @singledispatch
 def registry(value: Any, memo: Memo) -> Any:
     """Stand for what no type is registered for."""
+
+
+def copier_of(kind: type) -> Callable[[Any, Memo], Any]:
+    return copiers.get(kind) or find_copier(kind)
 
 
 def find_copier(kind: type) -> Callable[[Any, Memo], Any]:
