@@ -24,6 +24,7 @@ from types import SimpleNamespace
 
 import psutil  # a dependency of distributed
 import pytest
+from conftest import Log
 
 from background import DaskExecutor, SQLiteExecutor
 from background._executors.sqlite import access
@@ -232,9 +233,10 @@ def test_what_was_put_there(folder: Path, suffix: str, planted: str) -> None:
     file = folder / "calls.db"
     make, reason = PLANTED[planted]
     make(f"{file}{suffix}")
-    error = trouble(file)
-    assert f"{file}{suffix}" in error
-    assert reason in error
+    if planted != "readable":  # calls are kept then, but no worker starts
+        error = trouble(file)
+        assert f"{file}{suffix}" in error
+        assert reason in error
     with suppress(FileNotFoundError):
         assert Path(f"{file}{suffix}.target").read_text() in ("", "mine")
     if suffix in ("-lock", ".log"):  # also on their own: a tmp cleaner may have been there
@@ -255,6 +257,30 @@ def test_links_of_this_user(folder: Path) -> None:
         assert executor.submit(abs, -1).cancel()
     assert (folder / "real" / "there.db").exists()
     assert "is a link" in str(SQLiteExecutor(folder / "circle").submit(abs, -1).exception(60))
+
+
+def test_a_working_directory_that_is_gone(folder: Path) -> None:
+    """S1: a path that doesn't need the working directory doesn't fail without it."""
+    script = """
+    import os, sys
+    from background import SQLiteExecutor
+    os.mkdir("gone")
+    os.chdir("gone")
+    os.rmdir("../gone")
+    print(SQLiteExecutor(sys.argv[1] + "/calls.db", start_worker=False).submit(abs, -1).cancel())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(folder)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=60, check=True)
+    assert done.stdout == b"True\n"
+
+
+def test_a_log_that_others_may_read(folder: Path, log: Log) -> None:
+    """S1: a file that others could lock is told; the calls wait for the worker."""
+    readable(f"{folder}/calls.db.log")
+    with SQLiteExecutor(folder / "calls.db") as executor:
+        future = executor.submit(abs, -1)
+        assert "may be read by others (mode 644), who could lock it" in log.errors[0]
+        assert future.cancel()
 
 
 @two_users

@@ -13,7 +13,6 @@ from contextlib import suppress
 __all__ = ["StoreError", "check_folder", "make_own", "open_beside", "resolve"]
 
 SUFFIXES = ("", "-wal", "-shm", "-journal", "-lock", ".log")
-LOCKED = ("-lock", ".log")  # nobody else may open them, because he could lock them
 LINKS = 40  # more than that are a circle
 
 
@@ -31,7 +30,8 @@ def resolve(path: str) -> str:
 
     One that another user made stays in it: the path is refused when it is opened.
     """
-    rest = os.path.join(os.getcwd(), path).split("/")[::-1]
+    whole = path if path.startswith("/") else os.path.join(os.getcwd(), path)
+    rest = whole.split("/")[::-1]
     found, links = "/", 0
     while rest:
         part = rest.pop()
@@ -85,7 +85,12 @@ def open_beside(path: str, flags: int) -> int:
     except OSError as error:
         raise StoreError(f"{path} can't be opened: {error.strerror}") from error
     try:
-        check_owner(path, os.fstat(file))
+        check_owner(path, status := os.fstat(file))
+        if status.st_mode & 0o044:
+            raise StoreError(
+                f"{path} may be read by others (mode {status.st_mode & 0o777:o}), who could lock "
+                f"it, so that no worker starts: chmod 600 {path}"
+            )
         os.set_blocking(file, True)
     except BaseException:
         os.close(file)
@@ -103,11 +108,6 @@ def check_owner(path: str, status: os.stat_result) -> None:
         raise StoreError(
             f"{path} may be written by others (mode {mode:o}), who could run code as you through "
             f"it: chmod 600 {path}, if you trust what it holds"
-        )
-    if mode & 0o044 and path.endswith(LOCKED):
-        raise StoreError(
-            f"{path} may be read by others (mode {mode:o}), who could lock it, so that no worker "
-            f"starts: chmod 600 {path}"
         )
     if not is_trusted(status):
         raise StoreError(
