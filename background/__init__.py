@@ -23,7 +23,6 @@ write `@background(snapshot=True)`.
 
 from typing import TYPE_CHECKING, Any
 
-import background._exit  # pyright: ignore[reportUnusedImport]  # drains at the end of the program
 from background._core.future import Future
 from background._decorator import background
 from background._errors import BackgroundError, BacklogFull, FlushTimeout, WorkerDied
@@ -31,6 +30,7 @@ from background._executors.dask.executor import DaskExecutor
 from background._executors.inline import InlineExecutor
 from background._executors.process.executor import ProcessExecutor
 from background._executors.threads import ThreadExecutor
+from background._exit import drain_at_exit as _  # noqa: F401
 from background._flush import check, flush
 from background._settings import configure
 from background._snapshot import snapshot

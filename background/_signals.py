@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable
 from time import monotonic
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 from background._core.ledger import waiting
 from background._core.telling import WARNING, report
@@ -24,7 +24,7 @@ def check_signals(value: Any) -> tuple[int, ...]:
     """Return the signals, or raise an error that says what to write."""
     several: list[Any] = []
     if value is not None:
-        several = list(value) if isinstance(value, Iterable) else [value]
+        several = list(cast(Any, value)) if isinstance(value, Iterable) else [value]
     found: list[int] = []
     for each in several:
         if not isinstance(each, int) or isinstance(each, bool):
