@@ -186,8 +186,11 @@ def is_private(group: int) -> bool:
     """Return whether a group has this user alone.
 
     Many distributions give each user such a group, and a umask of 002: all folders may be
-    written by the group then.
+    written by the group then. Root has neither, and containers run programs of any user in its
+    group.
     """
+    if os.geteuid() == 0:
+        return False
     import grp  # POSIX alone has them, and most folders don't need them
     import pwd
 
