@@ -137,8 +137,9 @@ class Process:
     def is_stale(self) -> bool:
         """Tell whether the process has older modules than the program, or another tracker."""
         before, now = self.specs, own_specs()
+        # A module that the program did not have before is none that the process can have older.
         return tracker_descriptor() != self.tracker or any(
-            before.get(name, spec) is not spec for name, spec in now.items()
+            before.setdefault(name, spec) is not spec for name, spec in now.items()
         )
 
     def answers_in_time(self, channel: Channel) -> bool:
