@@ -379,3 +379,24 @@ def test_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'background-futures\[dask\]'"):
         DaskExecutor()
+
+
+def test_modules_beside_the_script(tmp_path: Path) -> None:
+    """Dask: a cluster of our own imports from where the program does, beside its script, too."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "helpers.py").write_text("def twice(x):\n    return 2 * x\n")
+    (folder / "train.py").write_text(
+        "from background import DaskExecutor, background\n"
+        "import helpers\n"
+        "print(background(executor=DaskExecutor())(helpers.twice)(21).result(90))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(folder / "train.py")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "42\n", done.stderr

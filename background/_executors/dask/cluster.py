@@ -8,6 +8,7 @@ import importlib.util
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from typing import Any
 
@@ -64,6 +65,7 @@ class Cluster:
                     **options,
                     "security": self.write(security),
                     "config": NO_PAGES,
+                    "preload": [self.write_path()],
                     "nthreads": 1,
                     # Seconds without a scheduler, and for a worker to start: on a busy machine
                     # some take 10.
@@ -100,6 +102,14 @@ class Cluster:
             with open(file, "w", encoding="ascii") as stream:
                 stream.write(getattr(security, f"tls_{kind}"))
         return names
+
+    def write_path(self) -> str:
+        """Write a module that has a worker import from where the program does, after its own."""
+        places = [os.path.abspath(place) for place in map(str, sys.path)]
+        name = os.path.join(self.folder, "background_path.py")
+        with open(name, "w", encoding="utf-8", errors="surrogatepass") as file:
+            file.write(f"import sys\nsys.path += [p for p in {places!a} if p not in sys.path]\n")
+        return name
 
     def close(self) -> None:
         """End the workers; what they still run is lost."""

@@ -64,7 +64,7 @@ class DaskExecutor(Executor):
     Calls start in order and one at a time only on a cluster of one worker with one thread.
     The package, in the same version, must be installed for scheduler and workers, and so must
     the modules of the functions; those of `__main__` go by value. The cluster that is started
-    without a client imports modules from the working directory and `PYTHONPATH`. Function and
+    without a client imports modules from where the program does when it is started. Function and
     arguments are pickled when the call is made: what happens to them later is not seen by the
     call. Large ones stay on the scheduler until the call is done; bound such calls by
     `max_pending`. Context variables don't travel.
