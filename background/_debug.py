@@ -154,7 +154,11 @@ def inside(value: Any) -> list[tuple[str, Any, Any]]:
             copier = find_out(value)
         if copier is copy_exception:
             items.append((".{}", "args", value.args))
-        elif copier is copy_tensor and value.is_leaf and value.grad is not None:
+        elif (
+            copier is copy_tensor
+            and (value.is_leaf or value.retains_grad)
+            and value.grad is not None
+        ):
             items.append((".{}", "grad", value.grad))
         elif copier not in (copy_object, copy_by_hook, copy_array, copy_tensor):
             return []

@@ -7,6 +7,7 @@ import collections
 import copy
 import copyreg
 import ctypes
+import dataclasses
 import functools
 import gc
 import io
@@ -66,7 +67,7 @@ class Stated:
 
     def __init__(self, x: Any) -> None:
         self.x = x
-        self.cache: Any = [x]
+        self.cache: Any = x
 
     def __getstate__(self) -> dict[str, Any]:
         return {"x": self.x}
@@ -96,6 +97,14 @@ class Rows(list[Any]):
 
     def __reduce__(self) -> Any:
         return type(self), (self.owner,), None, iter(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unset:
+    """One whose own `__getstate__` fails as long as a field is not set."""
+
+    x: list[int]
+    y: list[int] = dataclasses.field(init=False)
 
 
 class Answering:
@@ -128,6 +137,7 @@ CHANGES: dict[str, tuple[Make, Callable[[Any], Any], Callable[[Any], Any]]] = {
     "frozen": (lambda: Frozen([1]), lambda v: v.x.append(2), lambda v: v.x),
     "answering": (lambda: Answering([1]), lambda v: v.x.append(2), lambda v: v.x),
     "stated": (lambda: Stated([1]), lambda v: v.x.append(2), lambda v: v.x),
+    "unset": (lambda: Unset([1]), lambda v: v.x.append(2), lambda v: v.x),
     "reduced": (lambda: Reduced([1]), lambda v: v.x.append(2), lambda v: v.x),
     "rows": (rows, lambda v: v[0].append(2), lambda v: [*v, v.owner]),
     "bound": (lambda: Stated([1]).__getstate__, lambda v: v()["x"].append(2), lambda v: v()["x"]),
@@ -386,16 +396,17 @@ class Key:
         return isinstance(other, Key) and self.name.x == other.name.x
 
 
-def chain(length: int, end: Any) -> Any:
+def chain(kind: Any, length: int, end: Any) -> Any:
     for _ in range(length):
-        end = Plain(end)
+        end = kind(end)
     return end
 
 
+@pytest.mark.parametrize("kind", [Plain, Slots, Stated])
 @pytest.mark.parametrize("length", [39, 40, 41, 100, 100_000])
-def test_long_chains(length: int) -> None:
+def test_long_chains(length: int, kind: Any) -> None:
     """C4: a linked list is copied whatever its length, also where sets want hashes at its end."""
-    value = chain(length, {Key(Plain("a"), 1), Key(Plain("b"), 2)})
+    value = chain(kind, length, {Key(Plain("a"), 1), Key(Plain("b"), 2)})
     made = snapshot(value)
     for _ in range(length):
         assert made is not value
@@ -472,9 +483,106 @@ def test_torch_gradients() -> None:
     assert made.grad is grad
     assert made.tags == ["a"]
     inner = weight * 2  # not a leaf: to ask for its gradient would warn
+    inner.retain_grad()
+    inner.sum().backward()
     assert snapshot(inner).tolist() == [2, 2]
+    assert snapshot(inner).grad.tolist() == [1, 1]
+    lazy = torch.nn.parameter.UninitializedParameter()
+    assert type(snapshot(lazy)) is type(lazy)
     layer = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(layer.parameters())
     made = snapshot(Plain([layer, optimizer, [1]]))
     assert made.x[0] is layer
     assert made.x[1] is optimizer
+
+
+def test_pandas_attributes() -> None:
+    """C4: what a subclass of a frame adds is copied with it."""
+    pandas = pytest.importorskip("pandas")
+
+    class Frame(pandas.DataFrame):  # type: ignore[misc, name-defined]
+        _metadata = ["info"]  # noqa: RUF012
+
+        @property
+        def _constructor(self) -> Any:
+            return Frame
+
+    frame = Frame({"a": [1]})
+    frame.info = {"unit": ["m"]}
+    frame.attrs["source"] = ["file"]
+    made = snapshot(frame)
+    frame.info["unit"].append("s")
+    frame.attrs["source"].append("net")
+    assert type(made) is Frame
+    assert made.info == {"unit": ["m"]}
+    assert made.attrs == {"source": ["file"]}
+
+
+def attrs_objects() -> list[Any]:
+    attrs = pytest.importorskip("attrs")
+    kinds = [attrs.make_class("A", ["x"]), attrs.make_class("B", ["x"], frozen=True, slots=True)]
+    return [kind([1]) for kind in kinds]
+
+
+def pydantic_objects() -> list[Any]:
+    pydantic = pytest.importorskip("pydantic")
+    return [pydantic.create_model("Model", x=(list[int], ...))(x=[1])]
+
+
+@pytest.mark.parametrize("make", [attrs_objects, pydantic_objects])
+def test_classes_of_attrs_and_pydantic(make: Any, log: Log) -> None:
+    """C4: objects of attrs and pydantic are copied, whether they have slots, or are frozen."""
+    for value in make():
+        made = snapshot(value)
+        value.x.append(2)
+        assert type(made) is type(value)
+        assert made.x == [1]
+    assert not log.warnings
+
+
+def of_xarray() -> tuple[Any, Any, Any]:
+    xarray = pytest.importorskip("xarray")
+    value = xarray.DataArray(np.zeros(2))
+    return value, value.values, lambda made: made.values
+
+
+def of_scipy() -> tuple[Any, Any, Any]:
+    sparse = pytest.importorskip("scipy.sparse")
+    value = sparse.csr_array(np.eye(2))
+    return value, value.data, lambda made: made.data - 1
+
+
+def of_pyarrow() -> tuple[Any, Any, Any]:
+    pyarrow = pytest.importorskip("pyarrow")
+    data = np.zeros(2)
+    return (
+        pyarrow.Array.from_buffers(pyarrow.float64(), 2, [None, pyarrow.py_buffer(data)]),
+        data,
+        np.asarray,
+    )
+
+
+def of_pandas() -> tuple[Any, Any, Any]:
+    pandas = pytest.importorskip("pandas")
+    data = np.zeros(2, np.int8)
+    value = pandas.Categorical.from_codes(data, ["a", "b"])
+    return value, value._codes if value._codes.flags.writeable else data, lambda made: made.codes
+
+
+@pytest.mark.parametrize("make", [of_xarray, of_scipy, of_pyarrow, of_pandas])
+def test_memory_of_other_libraries(make: Any, log: Log) -> None:
+    """C4: what other libraries keep in arrays is copied."""
+    value, data, look = make()
+    made = snapshot(value)
+    assert type(made) is type(value)
+    data[:] = 1
+    assert look(made).tolist() == [0] * len(look(made))
+    assert not log.warnings
+
+
+def test_pictures() -> None:
+    """C4: an image is copied with its pixels."""
+    image = pytest.importorskip("PIL.Image").new("L", (2, 2))
+    made = snapshot(image)
+    image.putpixel((0, 0), 255)
+    assert made.getpixel((0, 0)) == 0

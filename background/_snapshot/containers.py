@@ -15,7 +15,7 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from functools import partial
 from operator import is_
-from types import MappingProxyType, MethodType, SimpleNamespace
+from types import MappingProxyType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 from background._snapshot.objects import built_in, copy_exception, copy_object, pass_and_tell
@@ -188,6 +188,7 @@ built_in.update(
         MethodType: copy_method,
         BaseException: copy_exception,
         type: pass_on,
+        ModuleType: pass_on,
         **dict.fromkeys(VIEWS, copy_view),
     }
 )

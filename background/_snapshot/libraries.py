@@ -72,10 +72,10 @@ def copy_void(value: Any, memo: Memo) -> Any:
 def copy_tensor(value: Any, memo: Memo) -> Any:
     try:
         copy = value.detach().clone()
-    except RuntimeError:  # one without data yet
+    except Exception:  # one without data yet
         return copy_by_hook(value, memo)
     remember(value, copy, memo)
-    if value.is_leaf and value.grad is not None:
+    if (value.is_leaf or value.retains_grad) and value.grad is not None:
         copy.grad = copy_part(value.grad, memo)
     if vars(value):
         copy_attributes(value, copy, memo)
@@ -86,6 +86,9 @@ def copy_pandas(value: Any, memo: Memo) -> Any:
     copy = value.copy(deep=True)
     if hasattr(value, "index"):  # not an index itself; it may show a NumPy array's memory
         copy.index = value.index.copy(deep=True)
+    for name in getattr(value, "_metadata", ()):  # attributes that a subclass has added
+        if type(item := getattr(value, name, None)) not in atoms:
+            object.__setattr__(copy, name, copy_part(item, memo))
     return copy
 
 
@@ -128,6 +131,7 @@ by_name.update(
         ("_io", "BytesIO"): copy_by_reduce,
         ("_io", "StringIO"): copy_by_reduce,
         ("mmap", "mmap"): pass_and_tell,
+        ("sqlalchemy", "DeclarativeBase"): pass_and_tell,  # a row, which its session knows
     }
 )
 # Of which there may be many, and nothing changes.

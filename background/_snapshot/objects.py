@@ -18,6 +18,7 @@ from typing import Any
 
 from background._core.telling import WARNING, report
 from background._snapshot.snapshot import (
+    LEVELS,
     Memo,
     by_name,
     choosers,
@@ -25,6 +26,7 @@ from background._snapshot.snapshot import (
     copy_attributes,
     copy_part,
     default,
+    fill_now_or_later,
     finish,
     pass_on,
     registry,
@@ -52,7 +54,6 @@ NEW = {"__getnewargs__", "__getnewargs_ex__"}
 # What `dataclass(slots=True, frozen=True)` adds does no more than `copy_attributes`, and fails
 # where a field is not set.
 GENERATED = {"_dataclass_getstate", "_dataclass_setstate"}
-LEVELS = 40  # objects in objects that are copied by recursion: some 200 frames
 
 built_in: dict[type, Callable[[Any, Memo], Any]] = {}  # `containers` fills it
 shared_packages: set[str] = set()  # `libraries` fills it
@@ -83,7 +84,8 @@ def choose(kind: type) -> Callable[[Any, Memo], Any]:
         return copy_by_reduce
     if hasattr(kind, "__del__"):
         return pass_owner
-    return built_in.get(base, try_plain)
+    data = hasattr(kind, "__dataclass_fields__")
+    return built_in.get(base, copy_object if data else try_plain)
 
 
 def known(base: type) -> Callable[[Any, Memo], Any] | None:
@@ -151,11 +153,7 @@ def find_out(value: Any) -> Callable[[Any, Memo], Any]:
 
 
 def copy_object(value: Any, memo: Memo) -> Any:
-    """Copy `__dict__` and slots.
-
-    A long chain of objects would take more frames than Python allows: beyond some levels an
-    object is filled later, when the ones above are whole.
-    """
+    """Copy `__dict__` and slots."""
     kind: Any = type(value)
     try:
         copy = kind.__new__(kind)
@@ -166,19 +164,7 @@ def copy_object(value: Any, memo: Memo) -> Any:
     if copy is value:
         return pass_and_tell(value, memo, "its class makes only one")
     remember(value, copy, memo)
-    level = memo.get("level", 0)
-    if level >= LEVELS:
-        memo["later"].append((value, copy))
-        return copy
-    if not level:
-        memo["later"] = []
-    memo["level"] = level + 1
-    try:
-        copy_attributes(value, copy, memo)
-        if not level:
-            finish(memo)
-    finally:
-        memo["level"] = level
+    fill_now_or_later(memo, copy_attributes, value, copy)
     return copy
 
 
@@ -225,32 +211,36 @@ def copy_by_reduce(value: Any, memo: Memo) -> Any:
     if copy is value:
         return pass_and_tell(value, memo, "its class makes only one")
     remember(value, copy, memo)
+    fill_now_or_later(memo, fill, value, copy, state, items, pairs, setter)
+    return memo.get(id(value), value)
+
+
+def fill(
+    value: Any, copy: Any, state: Any, items: Any, pairs: Any, setter: Any, memo: Memo
+) -> None:
+    """Give a new object what its class wants it to have."""
     state = copy_part(state, memo)
     items = [copy_part(item, memo) for item in items or ()]
     pairs = [(copy_part(key, memo), copy_part(item, memo)) for key, item in pairs or ()]
-    finish(memo)
+    if pairs or memo["level"] < LEVELS:  # not in the midst of a chain, where it has no end
+        finish(memo)
     try:
-        fill(copy, state, items, pairs, setter)
-    except (RecursionError, MemoryError):
-        raise
-    except Exception as error:
-        return take_back(value, memo, error)
-    return copy
-
-
-def fill(copy: Any, state: Any, items: list[Any], pairs: list[Any], setter: Any) -> None:
-    """Give a new object what its class wants it to have."""
-    if state is not None:
-        if setter is not None:
+        if state is None:
+            pass
+        elif setter is not None:
             setter(copy, state)
         elif hasattr(copy, "__setstate__"):
             copy.__setstate__(state)
         else:
             set_attributes(copy, state)
-    for item in items:
-        copy.append(item)
-    for key, item in pairs:
-        copy[key] = item
+        for item in items:
+            copy.append(item)
+        for key, item in pairs:
+            copy[key] = item
+    except (RecursionError, MemoryError):
+        raise
+    except Exception as error:
+        take_back(value, memo, error)
 
 
 def copy_exception(value: Any, memo: Memo) -> Any:

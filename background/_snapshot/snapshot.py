@@ -190,12 +190,42 @@ def remember(value: Any, copy: Any, memo: Memo) -> None:
     memo[id(memo)].append(value)
 
 
+LEVELS = 40  # objects in objects that are filled by recursion: some 200 frames
+
+
+def fill_now_or_later(memo: Memo, function: Callable[..., None], *args: Any) -> None:
+    """Copy what an object holds.
+
+    A long chain of objects would take more frames than Python allows: beyond some levels an
+    object is filled later, when the ones above are whole.
+    """
+    level = memo.get("level", 0)
+    if level >= LEVELS:
+        memo["later"].append((function, args))
+        return
+    if not level:
+        memo["later"] = []
+    memo["level"] = level + 1
+    try:
+        function(*args, memo)
+        if not level:
+            finish(memo)
+    finally:
+        memo["level"] = level
+
+
 def finish(memo: Memo) -> None:
-    """Fill the objects that `copy_object` has left empty, before somebody else looks at them."""
+    """Fill the objects that were left empty, before somebody else looks at them."""
     later = memo.get("later")
-    while later:
-        value, copy = later.pop()
-        copy_attributes(value, copy, memo)
+    if not later:
+        return
+    level, memo["level"] = memo["level"], LEVELS  # what they hold is filled by this loop, too
+    try:
+        while later:
+            function, args = later.pop()
+            function(*args, memo)
+    finally:
+        memo["level"] = level
 
 
 def copy_attributes(value: Any, copy: Any, memo: Memo) -> None:
