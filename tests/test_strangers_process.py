@@ -302,3 +302,19 @@ def test_a_thread_that_a_call_starts_is_no_daemon(tmp_path: Path) -> None:
         background(executor=ThreadExecutor())(leave)()
         """
     good(program(body, tmp_path), "late False")
+
+
+def test_a_program_that_is_no_interpreter(tmp_path: Path) -> None:
+    """E3: frozen or embedded, a program is never started again for its calls: those fail."""
+    pytest.importorskip("distributed")
+    copy = tmp_path / "app"
+    copy.write_text("#!/bin/sh\necho started >> copies\n")
+    copy.chmod(0o700)
+    body = f"""
+        for sys.executable in ("{copy}", "", None):
+            for made in (ProcessExecutor, DaskExecutor):
+                error = background(executor=made())(abs)(-1).exception(60)
+                assert "is none (the program is frozen, or embeds Python)" in str(error), error
+        print(os.path.exists("copies"))
+        """
+    good(program(body, tmp_path), "False")

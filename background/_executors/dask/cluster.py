@@ -12,6 +12,8 @@ import sys
 import tempfile
 from typing import Any
 
+from background._platform import interpreter
+
 __all__ = ["Cluster"]
 
 HOST = "127.0.0.1"
@@ -31,6 +33,7 @@ class Cluster:
     """
 
     def __init__(self) -> None:
+        interpreter()  # raises in a frozen program, of which Dask would start copies
         if importlib.util.find_spec("cryptography") is None:
             raise ModuleNotFoundError(
                 "DaskExecutor() starts no cluster without cryptography, because every user of "
