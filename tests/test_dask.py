@@ -1,5 +1,6 @@
 """`DaskExecutor`: the contract on real clusters, all on this machine."""
 
+import importlib
 import importlib.util
 import os
 import pickle
@@ -7,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from pathlib import Path
@@ -159,7 +159,7 @@ def test_a_dropped_failure_is_logged_before_a_flush_returns(
     gate.set()
 
 
-def test_failures(on_dask: Any, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failures(on_dask: Any, log: Log, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """E1: each failure is a clear outcome, naming the call; a dropped one is logged."""
 
     class Odd(Exception):
@@ -181,10 +181,9 @@ def test_failures(on_dask: Any, log: Log, monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(error, pickle.PicklingError)
     assert "args[0][0] is a _thread.lock" in str(error)
 
-    here = types.ModuleType("only_here")
-    exec("def function(): pass", here.__dict__)
-    monkeypatch.setitem(sys.modules, "only_here", here)
-    error = on_dask(here.function)().exception(LIMIT)
+    (tmp_path / "only_here.py").write_text("def function(): pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    error = on_dask(importlib.import_module("only_here").function)().exception(LIMIT)
     assert isinstance(error, ModuleNotFoundError)
     assert "while the worker process unpickled the call" in "".join(error.__notes__)
 
@@ -258,7 +257,25 @@ def test_the_scheduler_is_killed(tmp_path: Path) -> None:
             process.wait()
 
 
-def test_in_the_program_itself() -> None:
+IN_THE_PROGRAM = """
+import threading
+import pytest
+from background import background, flush
+ran = []
+gate = threading.Event()
+nested = background(ran.append)
+
+def flushes():
+    nested(1)
+    with pytest.raises(RuntimeError, match="would wait for that call itself"):
+        flush()
+
+def hold():
+    gate.wait(60)
+"""
+
+
+def test_in_the_program_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """W1, E1: a cluster of threads here: flush knows what its calls make; close ends them."""
     quiet: Any = {
         "processes": False,
@@ -267,36 +284,20 @@ def test_in_the_program_itself() -> None:
         "dashboard_address": "127.0.0.1:0",
         "silence_logs": 50,
     }
-    ran: list[int] = []
-    gate = threading.Event()
-    nested = background(ran.append)
-
-    def flushes() -> None:
-        nested(1)
-        with pytest.raises(RuntimeError, match="would wait for that call itself"):
-            flush()
-
-    def hold() -> None:
-        gate.wait(LIMIT)
-
-    names = {"flushes": flushes, "hold": hold}
-    module = types.ModuleType("in_the_program")
-    for name, function in names.items():  # by name, so that it is these
-        function.__module__, function.__qualname__ = module.__name__, name
-        setattr(module, name, function)
-    sys.modules[module.__name__] = module
+    (tmp_path / "in_the_program.py").write_text(IN_THE_PROGRAM)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("in_the_program")
     with LocalCluster(1, threads_per_worker=2, **quiet) as cluster, Client(cluster) as client:
         on_dask = background(executor=DaskExecutor(client))
-        on_dask(flushes)()
+        on_dask(module.flushes)()
         flush(LIMIT, check=True)
-        assert ran == [1]
-        waits = on_dask(hold)()
+        assert module.ran == [1]
+        waits = on_dask(module.hold)()
         client.close()
         assert isinstance(waits.exception(LIMIT), WorkerDied)
         error = on_dask(pow)(2, 3).exception(LIMIT)
         assert isinstance(error, WorkerDied) or "clos" in str(error)
-        gate.set()
-    del sys.modules[module.__name__]
+        module.gate.set()
 
 
 BODY = """
