@@ -148,7 +148,10 @@ FOR_EVER = {
 }
 # What the program has one of, or what is of no use without what it stands for.
 SHARED = {
-    "builtins": "code frame traceback generator coroutine async_generator property",
+    "builtins": (
+        "code frame traceback generator coroutine async_generator cell property staticmethod "
+        "classmethod"
+    ),
     "weakref": "ReferenceType ref ProxyType CallableProxyType finalize",
     "_weakref": "ReferenceType",
     "_thread": "lock RLock _local",
@@ -181,9 +184,10 @@ SHARED = {
 PACKAGES = """
 _asyncio _multiprocessing _ssl asyncio background concurrent multiprocessing select selectors ssl
 tempfile tkinter unittest
-aiohttp boto3 botocore comet_ml dask distributed duckdb gevent httpx joblib lightning_fabric loky
-matplotlib mlflow mpl_toolkits neptune psycopg psycopg2 pymongo pymysql pyspark ray redis requests
-rich sqlalchemy tensorboard tensorboardX tqdm urllib3 wandb
+aiohttp boto3 botocore comet_ml dask distributed duckdb gevent httpx joblib lightning
+lightning_fabric loky matplotlib mlflow mpl_toolkits neptune psycopg psycopg2 pymongo pymysql
+pyspark pytorch_lightning ray redis requests rich sqlalchemy tensorboard tensorboardX tqdm urllib3
+wandb
 """
 by_name.update({(p, n): pass_for_ever for p, names in FOR_EVER.items() for n in names.split()})
 by_name.update({(p, n): pass_on for p, names in SHARED.items() for n in names.split()})

@@ -57,6 +57,7 @@ GENERATED = {"_dataclass_getstate", "_dataclass_setstate"}
 
 built_in: dict[type, Callable[[Any, Memo], Any]] = {}  # `containers` fills it
 shared_packages: set[str] = set()  # `libraries` fills it
+ONLY_ONE = "its class makes only one"
 told: set[str] = set()  # the types that were named
 
 
@@ -162,7 +163,7 @@ def copy_object(value: Any, memo: Memo) -> Any:
     except Exception as error:
         return pass_and_tell(value, memo, error)
     if copy is value:
-        return pass_and_tell(value, memo, "its class makes only one")
+        return pass_and_tell(value, memo, ONLY_ONE)
     remember(value, copy, memo)
     fill_now_or_later(memo, copy_attributes, value, copy)
     return copy
@@ -208,8 +209,9 @@ def copy_by_reduce(value: Any, memo: Memo) -> Any:
         raise
     except Exception as error:
         return pass_and_tell(value, memo, error)
-    if copy is value:
-        return pass_and_tell(value, memo, "its class makes only one")
+    if copy is value:  # its class makes only one, or it is a global of some kind
+        by_class = getattr(function, "__name__", "") == "__newobj__"
+        return pass_and_tell(value, memo, ONLY_ONE) if by_class else value
     remember(value, copy, memo)
     fill_now_or_later(memo, fill, value, copy, state, items, pairs, setter)
     return memo.get(id(value), value)
