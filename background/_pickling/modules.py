@@ -19,44 +19,61 @@ _NO_PROGRAM = ("__main__", "background", "_cython_", "cython_runtime")
 _STDLIB = os.path.dirname(os.__file__) + os.sep
 _EXTENSIONS = (".so", ".pyd", ".dll")
 _checked: dict[str, tuple[object, bool]] = {}  # by name: the spec, and the verdict
-_last: tuple[Any, frozenset[str], tuple[bytes, ...]] = (None, frozenset(), ())
+_EMPTY: set[str] = set()
 
 
-def local_modules() -> frozenset[str]:
-    """Return the names of the modules whose functions and classes go by value."""
-    return _look()[1]
+class _Known:
+    """What is known of `sys.modules` as it was at some moment."""
 
-
-def local_marks() -> tuple[bytes, ...]:
-    """Return what the names of `local_modules` are in a pickle."""
-    return _look()[2]
-
-
-def _look() -> tuple[Any, frozenset[str], tuple[bytes, ...]]:
-    global _last
-    cloudpickle: Any = sys.modules.get("cloudpickle")
-    now: Any = None
-    with suppress(Exception):  # another thread imports something at this moment
-        registered = cloudpickle and cloudpickle.list_registry_pickle_by_value()
-        # One that has taken another's place, between two calls, is the last one.
-        now = len(sys.modules), next(reversed(sys.modules)), registered
-    last = _last
-    if now is None or now != last[0]:
+    def __init__(self) -> None:
         modules = dict(sys.modules)
-        names = {"__main__"}
-        by_wish = set(now[2] or ()) if now else set[str]()
+        # One that has taken another's place between two calls is the last one.
+        self.count, self.newest = len(modules), next(reversed(modules), "")
+        cloudpickle: Any = modules.get("cloudpickle")
+        # The set itself: to ask for a copy costs as much as all the rest of a look.
+        inner: Any = modules.get("cloudpickle.cloudpickle")
+        self.registry: set[str] = getattr(inner, "_PICKLE_BY_VALUE_MODULES", _EMPTY)
+        by_wish = set(self.registry)
+        self.names = {"__main__"}
         for name, module in modules.items():
             if not _importable(name, module):
-                names.add(name)
+                self.names.add(name)
                 # It is not there, or has not heard of the module, or that is `__main__` again.
                 with suppress(Exception):
                     if module.__name__ == name:
                         cloudpickle.register_pickle_by_value(module)
             elif by_wish and _parents(name) & by_wish:
-                names.add(name)
-        marks = (b"__main__", *map(_mark, names - {"__main__"}))
-        _last = last = now, frozenset(names), marks
-    return last
+                self.names.add(name)
+        self.marks = (b"__main__", *map(_mark, self.names - {"__main__"}))
+        self.registered = by_wish | (self.names & self.registry)
+
+
+_known: _Known | None = None
+
+
+def _look() -> _Known:
+    """Return what is known now; this is done at every call."""
+    global _known
+    known = _known
+    modules = sys.modules
+    if known is not None and len(modules) == known.count and known.registry == known.registered:
+        try:
+            if next(reversed(modules)) is known.newest:
+                return known
+        except RuntimeError:  # another thread imports something at this moment
+            pass
+    _known = known = _Known()
+    return known
+
+
+def local_modules() -> set[str]:
+    """Return the names of the modules whose functions and classes go by value."""
+    return _look().names
+
+
+def local_marks() -> tuple[bytes, ...]:
+    """Return what the names of `local_modules` are in a pickle."""
+    return _look().marks
 
 
 def _mark(name: str) -> bytes:
