@@ -8,7 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine
 from pkgutil import resolve_name
-from types import FrameType, MethodType
+from types import FrameType, FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
 import wrapt
@@ -32,6 +32,7 @@ Put = Callable[
     Future[Any],
 ]
 _getframe = sys._getframe
+GENERATOR = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 if TYPE_CHECKING:  # what we use of wrapt; not every version of it has types
 
@@ -334,6 +335,8 @@ class Decorator(Protocol):
 def is_async(function: Any) -> bool:
     """Tell whether calling it makes a coroutine."""
     inner = innermost(function)
+    if type(inner) is FunctionType:
+        return inspect.iscoroutinefunction(inner)
     return any(
         map(inspect.iscoroutinefunction, [inner, inspect.getattr_static(inner, "__call__", None)])
     )
@@ -343,6 +346,8 @@ def check_function(function: Any) -> None:
     """Raise a `TypeError` that says what to write instead of decorating this."""
     what: str | None = None
     inner = innermost(function)
+    if type(inner) is FunctionType and not inner.__code__.co_flags & GENERATOR:
+        return  # the usual one, in a microsecond
     inners: list[Any] = [inner, inspect.getattr_static(inner, "__call__", None)]
     if isinstance(function, type):
         what = "a class: decorate its methods, or a function that makes an instance"

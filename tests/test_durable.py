@@ -747,6 +747,10 @@ def test_a_second_ctrl_c(quiet: SQLiteExecutor, file: Path, tmp_path: Path) -> N
     worker.send_signal(signal.SIGINT)
     assert worker.stderr is not None
     assert "the same signal again kills that" in worker.stderr.readline()
+    for _ in range(5):  # within a second it counts once, as `timeout` sends it
+        worker.send_signal(signal.SIGINT)
+    assert not gone(pid)
+    time.sleep(1.1)
     worker.send_signal(signal.SIGINT)
     end(worker)
     assert gone(pid)
@@ -770,6 +774,21 @@ def test_no_worker_can_be_started(
     assert future.result(60) == 1
     assert len(log.errors) == 1
     assert "no worker can be started" in log.errors[0]
+
+
+def test_a_frozen_program_starts_no_worker(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """P4: where the interpreter is the program itself, a call fails with a sentence, or waits
+    in the file for a worker that somebody else runs.
+    """
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    with SQLiteExecutor(file) as executor:
+        error = executor.submit(abs, -1).exception(20)
+        assert "workers are started by a Python interpreter" in str(error)
+        assert executor.calls() == []
+    with SQLiteExecutor(file, start_worker=False) as executor:
+        future = executor.submit(abs, -1)
+        say("worker", "--drain", file)
+        assert future.result(60) == 1
 
 
 # -- Code ----------------------------------------------------------------------------------

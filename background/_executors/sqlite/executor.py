@@ -115,6 +115,9 @@ class SQLiteExecutor(Executor):
         if not isinstance(packed, bytes):
             end_call(this_thread().queue, call, None, packed)
             return
+        if desk.refused is not None and not desk.has_worker():  # it would wait for ever
+            end_call(this_thread().queue, call, None, RuntimeError(desk.refused))
+            return
         number = next(desk.numbers)
         try:
             desk.calls[number] = call  # before a worker can have run it

@@ -25,6 +25,7 @@ from background._executors.sqlite.locks import SOMEBODY, Life, token
 from background._executors.sqlite.store import Outcome, Store
 from background._executors.sqlite.supervisor import command, log_of
 from background._pickling import unpack_error
+from background._platform import interpreter
 
 __all__ = ["Desk", "Ticket"]
 
@@ -51,6 +52,12 @@ class Desk:
         self.store, self.life = Store(path, synchronous, 64_000), Life(path)
         self.path = path
         self.options = options
+        self.refused: str | None = None  # why no worker can be started by any program like this
+        if options is not None:
+            try:
+                interpreter()
+            except RuntimeError as error:
+                self.refused = str(error)
         self.program = token()
         self.numbers = itertools.count(1)
         self.calls: dict[int, Call[Any]] = {}
@@ -91,7 +98,7 @@ class Desk:
             self.start_worker()
             if len(self.starts) > 5:
                 trouble = "it ends as soon as it starts"
-        except OSError as error:  # the call is in the file all the same
+        except (OSError, RuntimeError) as error:  # the call is in the file all the same
             trouble = str(error)
         if trouble and not self.told:
             self.told = True

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 from background._executors.sqlite.access import StoreError
 from background._executors.sqlite.locks import SHARED, Life
 from background._executors.sqlite.store import Store
+from background._platform import interpreter
 
 __all__ = ["ENDED", "FRESH", "LOOK", "TROUBLE", "command", "log_of", "say", "supervise"]
 
@@ -43,7 +45,7 @@ def command(start: str, path: str, **options: object) -> list[str]:
     """Return the command of a process that runs `supervisor.detached` or `worker.work`."""
     places = [os.path.abspath(place) for place in sys.path]
     return [
-        *(sys.executable, "-P", "-u", "-c", BOOT % tuple(start.split("."))),
+        *(interpreter(), "-P", "-u", "-c", BOOT % tuple(start.split("."))),
         *(path, json.dumps(options), json.dumps(places)),
     ]
 
@@ -80,14 +82,19 @@ def supervise(
     start = command("worker.work", path, supervisor=os.getpid(), **options)
     children: dict[int, float] = {}
     stops = code = deaths = 0
+    told: dict[int, float] = {}  # when each signal came last
 
     def tell_all(number: int) -> None:
         for pid in list(children):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    def stop(*_: object) -> None:
+    def stop(number: int, _: object) -> None:
         nonlocal stops
+        # `timeout` sends each signal twice, to the program and to its group.
+        before, told[number] = told.get(number, -math.inf), monotonic()
+        if told[number] < before + 1:
+            return
         stops += 1
         tell_all(signal.SIGTERM if stops == 1 else signal.SIGKILL)
         if stops == 1:
