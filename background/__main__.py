@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import os
 import sys
@@ -144,6 +145,9 @@ def run(given: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command of the arguments, by default the program's, and return the exit code."""
     given = parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     try:
         return run(given)
     except (_demo.Trouble, StoreError) as trouble:

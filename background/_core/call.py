@@ -111,7 +111,7 @@ class Call(Future[T]):
     def _fail(self, error: BaseException) -> None:
         """Take an error as the outcome, with a note that says which call it was."""
         name = describe(self)
-        with suppress(Exception):  # an exception that takes no notes is still the outcome
+        with suppress(BaseException):  # an exception that takes no notes is still the outcome
             if name not in getattr(error, "__notes__", ()):
                 BaseException.add_note(error, name)
         trace = trace_of(error)

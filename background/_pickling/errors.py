@@ -15,11 +15,11 @@ __all__ = ["pack_error", "unpack_error"]
 def pack_error(error: BaseException) -> bytes:
     """Return an exception as bytes, whatever it is."""
     trace = "the traceback can't be shown"
-    with suppress(Exception):  # an exception may answer by force for its notes and causes
+    with suppress(BaseException):  # an exception may answer by force for its notes and causes
         trace = "".join(traceback.format_exception(error)).rstrip()
     message = "its message failed"
-    with suppress(Exception):
-        message = str(error)
+    with suppress(BaseException):
+        message = str.__str__(str(error))  # it may be of a class that can't be pickled
     return pickle.dumps((_round_trip(error), type(error).__qualname__, message, trace), 5)
 
 
@@ -36,7 +36,7 @@ def unpack_error(data: bytes | bytearray, where: str) -> BaseException:
         error = RuntimeError(
             f"{name}: {message} (this stands for a {name} that can't be pickled and unpickled)"
         )
-    with suppress(Exception):  # it takes no notes
+    with suppress(BaseException):  # it takes no notes, or raises anything when asked for them
         BaseException.add_note(error, f"{where}:\n{trace}")
     return error
 

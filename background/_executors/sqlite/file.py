@@ -19,6 +19,7 @@ __all__ = [
     "explain",
     "file_at",
     "make_or_check",
+    "text",
 ]
 
 NETWORK = (  # how their names begin
@@ -195,3 +196,8 @@ def explain(error: Exception, path: str) -> StoreError:
     explained = StoreError(f"{path} {texts.get(code, 'is of no use')} ({error})")
     explained.passing = code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
     return explained
+
+
+def text(said: str) -> str:
+    """Return a text as UTF-8 can hold it: the name of a file may have bytes that are none."""
+    return said.encode(errors="backslashreplace").decode()

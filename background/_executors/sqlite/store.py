@@ -107,7 +107,7 @@ class Store:
         return self._do(
             "INSERT INTO calls (program, number, call, place, made, pickle)"
             " VALUES (?, ?, ?, ?, ?, ?)",
-            (program, number, call, place, time.time(), pickle),
+            (program, number, file.text(call), place, time.time(), pickle),
         ).row_id
 
     def take_back(self, program: int, number: int) -> None:
@@ -194,8 +194,8 @@ class Store:
                 (
                     "succeeded" if error is None else "failed",
                     time.time(),
-                    error,
-                    traceback,
+                    error and file.text(error),
+                    traceback and file.text(traceback),
                     outcome,
                     key,
                     owner,

@@ -54,7 +54,9 @@ def say(text: str) -> None:
     """Write a line into the log of the workers, which is their standard error."""
     line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} [{os.getpid()}] {text}\n"
     with contextlib.suppress(OSError):
-        os.write(2, line.encode())  # not print: this may be in a signal handler
+        os.write(
+            2, line.encode(errors="backslashreplace")
+        )  # not print: this may be in a signal handler
 
 
 def log_of(path: str) -> Path:

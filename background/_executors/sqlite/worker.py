@@ -7,6 +7,7 @@ calls.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import threading
 import time
 import traceback
 from time import monotonic
+from types import TracebackType
 from typing import Any
 
 from background._executors.process.worker import run
@@ -36,6 +38,9 @@ PRUNE = 600.0  # seconds between two looks for outcomes that nobody reads
 def work(path: str, supervisor: int, idle_timeout: float | None, synchronous: str) -> None:
     """Be a worker."""
     global _here
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # to print any name of a file is no error
+            stream.reconfigure(errors="backslashreplace")
     _here = worker = Worker(path, supervisor, idle_timeout, synchronous)
     try:
         code = worker.loop()
@@ -188,15 +193,17 @@ class Worker:
                 data, *buffers = pickle.loads(claim.pickle)
                 function, args, kwargs = unpack_call(data, buffers)
             except BaseException as error:
-                with contextlib.suppress(Exception):
-                    error.add_note(
+                with contextlib.suppress(BaseException):  # it takes no notes
+                    BaseException.add_note(
+                        error,
                         f"{claim.call} could not be loaded in its worker, in the folder "
-                        f"{self.place['cwd']} with {self.place['path']} to import from"
+                        f"{self.place['cwd']} with {self.place['path']} to import from",
                     )
                 raise
             return pack_result(run(function, args, kwargs)), None, None
         except BaseException as error:
-            trace = error.__traceback__
+            # By the class: an exception may answer by force for its attributes.
+            trace: TracebackType | None = vars(BaseException)["__traceback__"].__get__(error)
             while trace is not None and trace.tb_frame.f_code.co_filename in OWN:
                 trace = trace.tb_next
             return failure(BaseException.with_traceback(error, trace))
@@ -204,11 +211,13 @@ class Worker:
 
 def failure(error: BaseException) -> tuple[bytes, str, str]:
     """Return a failure as bytes, as a line, and with its traceback."""
-    try:
-        line = f"{type(error).__name__}: {error}".rstrip(": ")
-    except BaseException:  # its message may raise anything
-        line = type(error).__name__
-    return pack_error(error), line, "".join(traceback.format_exception(error))
+    line, trace = type.__repr__(type(error)), "the traceback can't be shown"
+    with contextlib.suppress(BaseException):  # its message and its notes may raise anything
+        line = f"{type(error).__name__}"
+        line = f"{line}: {error}".rstrip(": ")
+    with contextlib.suppress(BaseException):
+        trace = "".join(traceback.format_exception(error))
+    return pack_error(error), line, trace
 
 
 _here: Worker | None = None

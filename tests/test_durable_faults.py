@@ -1,0 +1,124 @@
+"""The rung Durable: what goes wrong in a call or around it is told, and ends no worker."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from test_durable import end, environment, executor, file, quiet, say
+
+from background import SQLiteExecutor
+
+__all__ = ["executor", "file", "quiet"]
+
+NAME = os.fsdecode(b"caf\xe9")  # as `os.listdir` gives a name that is not UTF-8
+
+
+# -- What a call returns, raises and prints ------------------------------------------------
+
+
+class Hostile(BaseException):
+    """Raises what no formatting expects."""
+
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+    __repr__ = __str__
+
+    @property
+    def __notes__(self) -> list[str]:
+        raise KeyboardInterrupt
+
+
+class Text(str):
+    """A text that can't be pickled."""
+
+    def __reduce__(self) -> NoReturn:
+        raise SystemExit(4)
+
+
+class WithText(Exception):
+    def __str__(self) -> str:
+        return Text("the text")
+
+    def __reduce__(self) -> NoReturn:
+        raise SystemExit(5)
+
+
+class Unwilling:
+    def __reduce__(self) -> NoReturn:
+        raise SystemExit(6)
+
+
+def fail(kind: Any, *args: object) -> NoReturn:
+    raise kind(*args)
+
+
+def fail_with_note() -> NoReturn:
+    error = ValueError("noted")
+    error.add_note(NAME)
+    raise error
+
+
+def unwilling() -> Unwilling:
+    return Unwilling()
+
+
+def show(text: str) -> str:
+    print(text)
+    print(text, file=sys.stderr)
+    return text
+
+
+def close_streams() -> None:
+    os.close(1)
+    os.close(2)
+    sys.stdout.close()
+    sys.stderr.close()
+
+
+def pid() -> int:
+    return os.getpid()
+
+
+def test_no_outcome_ends_a_worker(executor: SQLiteExecutor) -> None:
+    """D1: whatever a call raises, returns or prints is its own; the next runs beside it."""
+    before = executor.submit(pid)
+    unreadable = executor.submit(fail, ValueError, f"not an image: {NAME}")
+    assert unreadable.exception(60).args == (f"not an image: {NAME}",)
+    assert "noted" in str(executor.submit(fail_with_note).exception(60))
+    assert "Hostile" in repr(executor.submit(fail, Hostile).exception(60).__class__)
+    assert "the text" in str(executor.submit(fail, WithText).exception(60))
+    assert isinstance(executor.submit(fail, SystemExit, 7).exception(60), SystemExit)
+    assert "the result" in str(executor.submit(unwilling).exception(60))
+    assert executor.submit(show, NAME).result(60) == NAME
+    executor.submit(close_streams).exception(60)
+    assert executor.submit(pid).result(60) == before.result(60)
+    assert {call.attempts for call in executor.calls()} == {1}
+    assert any(r"not an image: caf\udce9" in str(call.error) for call in executor.calls())
+
+
+def test_a_script_whose_name_is_not_utf_8(file: Path, tmp_path: Path) -> None:
+    """D1: a script, a folder and a file of calls may have names that are not UTF-8."""
+    folder = tmp_path / NAME
+    folder.mkdir()
+    script = folder / f"{NAME}.py"
+    script.write_text(
+        "import sys\n"
+        "from background import SQLiteExecutor, flush\n"
+        "def double(text):\n    return 2 * text\n"
+        "with SQLiteExecutor(sys.argv[1], idle_timeout=0.5) as executor:\n"
+        "    assert executor.submit(double, sys.argv[1]).result(60) == 2 * sys.argv[1]\n"
+        "    executor.submit(open, sys.argv[1] + '/none').exception(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(folder / "calls.db")],
+        env=environment(),
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    end(process)
+    assert r"caf\udce9" in say("status", folder / "calls.db")
