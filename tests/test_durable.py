@@ -777,9 +777,7 @@ def test_no_worker_can_be_started(
 
 
 def test_a_frozen_program_starts_no_worker(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """P4: where the interpreter is the program itself, a call fails with a sentence, or waits
-    in the file for a worker that somebody else runs.
-    """
+    """P4: where the interpreter is the program itself, calls fail or wait for other workers."""
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     with SQLiteExecutor(file) as executor:
         error = executor.submit(abs, -1).exception(20)
