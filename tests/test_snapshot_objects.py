@@ -586,3 +586,23 @@ def test_pictures() -> None:
     made = snapshot(image)
     image.putpixel((0, 0), 255)
     assert made.getpixel((0, 0)) == 0
+
+
+class Attributes(dict[str, Any]):
+    """A dict whose items are its attributes, as many write it."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(**items)
+        self.__dict__ = self
+
+
+def test_a_dict_that_is_its_own_attributes() -> None:
+    """C4: of such a dict the copy is one, too."""
+    value = Attributes(a=[1], inner=Attributes(b=[1]))
+    made: Any = snapshot(value)
+    value["a"].append(2)
+    value["inner"]["b"].append(2)
+    made.new = 1
+    assert made == {"a": [1], "inner": {"b": [1]}, "new": 1}
+    assert made.inner.b == [1]
+    assert made["inner"] is made.inner

@@ -232,7 +232,9 @@ def copy_attributes(value: Any, copy: Any, memo: Memo) -> None:
     """Copy `__dict__` and slots, past what the class does to forbid or to compute them."""
     state: Any = object.__getstate__(value)
     attributes, slots = state if type(state) is tuple else (state, None)
-    if attributes:
+    if attributes is value:  # a dict whose items are its attributes, by `self.__dict__ = self`
+        copy.__dict__ = copy
+    elif attributes:
         copies = vars(copy)
         copies.update(attributes)
         for name, item in copies.items():
