@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
 from test_durable import end, environment, executor, file, quiet, say
 
 from background import SQLiteExecutor
@@ -122,3 +123,40 @@ def test_a_script_whose_name_is_not_utf_8(file: Path, tmp_path: Path) -> None:
     )
     end(process)
     assert r"caf\udce9" in say("status", folder / "calls.db")
+
+
+# -- Folders -------------------------------------------------------------------------------
+
+
+def test_a_working_directory_that_is_gone(
+    executor: SQLiteExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D2: where the working directory is gone calls run; relative paths fail, as in the program."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert executor.submit(abs, -3).result(60) == 3
+    assert isinstance(executor.submit(open, "here", "w").exception(60), FileNotFoundError)
+    assert len(executor.calls()) == 1
+
+
+def test_a_folder_that_cannot_be_entered(quiet: SQLiteExecutor, monkeypatch: Any, log: Any) -> None:
+    """D2: a folder that can't be entered is an error of new calls alone; the others wait."""
+    future = quiet.submit(abs, -3)
+    real = os.stat
+
+    def stat(path: Any, *args: Any, **kwargs: Any) -> os.stat_result:
+        if str(path).startswith(quiet._path):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        refused = quiet.submit(abs, -4)
+        assert "Permission denied" in str(refused.exception(60))
+        with pytest.raises(TimeoutError):
+            future.result(0.2)
+        assert not log.errors
+    say("worker", "--drain", quiet._path)
+    assert future.result(60) == 3

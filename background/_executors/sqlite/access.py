@@ -5,12 +5,13 @@ Only the folder decides: what others put there is not opened.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import sys
 from contextlib import suppress
 
-__all__ = ["StoreError", "check_folder", "make_own", "open_beside", "resolve"]
+__all__ = ["StoreError", "check_folder", "make_own", "no_place", "open_beside", "resolve"]
 
 SUFFIXES = ("", "-wal", "-shm", "-journal", "-lock", ".log")
 LINKS = 40  # more than that are a circle
@@ -206,7 +207,10 @@ def is_private(group: int) -> bool:
 
 def no_place(path: str, error: OSError) -> StoreError:
     """Return the error for a folder that is not there, or can't be written."""
-    return StoreError(
+    explained = StoreError(
         f"{path} can't be made: {error.strerror}; the folder {os.path.dirname(path)} must exist, "
         "and this user must be allowed to write there"
     )
+    # A home that is not mounted, or whose ticket has expired, comes back.
+    explained.passing = error.errno in (errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOTCONN)
+    return explained

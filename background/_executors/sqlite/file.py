@@ -9,7 +9,7 @@ import os
 import sqlite3
 from pathlib import Path
 
-from background._executors.sqlite.access import StoreError, make_own
+from background._executors.sqlite.access import StoreError, make_own, no_place
 
 __all__ = [
     "ENDED",
@@ -80,7 +80,13 @@ COMMIT;
 
 
 def file_at(path: str) -> tuple[int, int]:
-    status = os.stat(path)
+    """Return which file there is."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # its folder can't be entered, perhaps only for a while
+        raise no_place(path, error) from error
     return status.st_dev, status.st_ino
 
 

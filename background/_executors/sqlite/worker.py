@@ -14,6 +14,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -32,6 +33,7 @@ __all__ = ["Worker", "work", "worker_of"]
 
 OWN = (__file__, run.__code__.co_filename)  # whose frames a traceback needn't show
 POLL = 0.01  # seconds between two looks of an idle worker: 0.03 % of a core
+TELL = 60.0  # seconds between two lines about the same trouble
 PRUNE = 600.0  # seconds between two looks for outcomes that nobody reads
 
 
@@ -81,7 +83,7 @@ class Worker:
         self.life.hold(self.id)
         self.store.join(self.id)
         idle_since = monotonic()
-        look = prune = 0.0
+        look = prune = told = 0.0
         worked = False
         while not self.stop:
             claim = None
@@ -109,7 +111,9 @@ class Worker:
             except StoreError as error:
                 if not error.passing:
                     raise
-                say(str(error))
+                if monotonic() >= told:
+                    say(str(error))
+                    told = monotonic() + TELL
                 time.sleep(1.0)
             if claim is not None:
                 if not self.fits(claim):
@@ -167,6 +171,7 @@ class Worker:
     def run(self, claim: Claim) -> bool:
         """Run a call and write its outcome; return False if it was no longer ours to write."""
         outcome, error, trace = self.outcome(claim)
+        told = 0.0
         if os.getpid() != self.pid:
             os._exit(0)  # a child that the call forked, and that came back from it
         while True:
@@ -175,7 +180,9 @@ class Worker:
                 break
             except StoreError as trouble:
                 if trouble.passing:  # to give up would mean to run the call again
-                    say(f"the outcome of {claim.call} can't be written yet: {trouble}")
+                    if monotonic() >= told:
+                        say(f"the outcome of {claim.call} can't be written yet: {trouble}")
+                        told = monotonic() + TELL
                     time.sleep(1.0)
                 elif error is None:
                     outcome, error, trace = failure(trouble)
@@ -189,7 +196,7 @@ class Worker:
         """Run a call; return its result, or its failure with a line and a traceback."""
         try:
             try:
-                os.chdir(self.place["cwd"])
+                enter(self.place["cwd"])
                 data, *buffers = pickle.loads(claim.pickle)
                 function, args, kwargs = unpack_call(data, buffers)
             except BaseException as error:
@@ -207,6 +214,20 @@ class Worker:
             while trace is not None and trace.tb_frame.f_code.co_filename in OWN:
                 trace = trace.tb_next
             return failure(BaseException.with_traceback(error, trace))
+
+
+def enter(folder: str) -> None:
+    """Change to the working directory of a call.
+
+    If it is gone, or can't be entered, the call runs in one that is gone, too: what needs none
+    goes well, and a relative path is an error instead of a file elsewhere.
+    """
+    try:
+        os.chdir(folder)
+    except OSError:
+        nowhere = tempfile.mkdtemp()
+        os.chdir(nowhere)
+        os.rmdir(nowhere)
 
 
 def failure(error: BaseException) -> tuple[bytes, str, str]:
