@@ -51,7 +51,6 @@ class ProgramEnd:
         self.dropped = 0
         self.errors = 0
         self.status: int | None = None  # that a signal handler has asked for meanwhile
-        self.at_the_last: object = None
 
     def drain(self, *, last: bool = False) -> None:
         """Wait for all calls; whatever is raised in it, by signal handlers say, it goes on."""
@@ -183,11 +182,11 @@ class ProgramEnd:
         """Have the process end with the status that was asked for.
 
         Python has no way to change it at this point, and what other hooks do must be done
-        first: so it happens as the last modules go, after all hooks and the last flush of the
-        standard streams.
+        first: so it happens as the names of `sys` go, which are the last but those of `builtins`,
+        after all hooks, and after the files that modules hold have been closed.
         """
         if self.status is not None:
-            self.at_the_last = ExitWith(self.status)
+            setattr(sys, "_background_exit", ExitWith(self.status))  # noqa: B010
 
 
 def end_anyway() -> None:
@@ -217,10 +216,11 @@ class ExitWith:
         self.status = status
         self.exit = os._exit
         self.streams = sys.stdout, sys.stderr
+        self.suppress = suppress  # the names of this module may be gone by then
 
     def __del__(self) -> None:
         for stream in self.streams:
-            with suppress(Exception):
+            with self.suppress(BaseException):
                 stream.flush()
         self.exit(self.status & 0xFF)
 
