@@ -286,9 +286,12 @@ def drain_before_multiprocessing_ends(_: object = None) -> None:
     if "multiprocessing.process" not in sys.modules:
         return
     util: Any = importlib.import_module("multiprocessing.util")
-    if is_child_of_multiprocessing():
+    process: Any = importlib.import_module("multiprocessing.process")
+    spawned = getattr(process.current_process(), "_inheriting", False)  # it imports `__main__`
+    if spawned or is_child_of_multiprocessing():
         util.Finalize(None, lambda: persist(end.drain), exitpriority=1_000)
-    else:  # it becomes one, perhaps: what is registered until then is forgotten there
+    if not is_child_of_multiprocessing():
+        # It becomes one, perhaps: what is registered until then is forgotten there.
         util.register_after_fork(end, drain_before_multiprocessing_ends)
 
 
