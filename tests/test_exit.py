@@ -486,3 +486,113 @@ def test_threads_that_make_calls_during_the_end(tmp_path: Path) -> None:
         tmp_path,
     )
     assert told == ["0", "1", "2"], err
+
+
+# Of the table in docs/contract.md: what is opened after the import, what a call does with it,
+# and what is told at the very end of how much has arrived.
+OTHERS = {
+    "concurrent.futures.thread": (
+        "from concurrent.futures import ThreadPoolExecutor; pool = ThreadPoolExecutor(1)",
+        "assert pool.submit(abs, -1).result() == 1",
+    ),
+    "tempfile": (
+        "import tempfile; folder = tempfile.TemporaryDirectory()",
+        "open(folder.name + '/a', 'w').close()",
+    ),
+    "multiprocessing": (
+        "import multiprocessing; manager = multiprocessing.get_context('fork').Manager(); "
+        "found = manager.list()",
+        "found.append(i)",
+    ),
+    "logging": (
+        "import logging.handlers; logging.getLogger('mine').addHandler("
+        "logging.handlers.MemoryHandler(1000, target=logging.FileHandler('mine.log')))",
+        "logging.getLogger('mine').error('line')",
+    ),
+    "tqdm": (
+        "from tqdm import tqdm; bar = tqdm(total=3, file=open('bar', 'w')); "
+        "atexit.register(bar.close)",
+        "assert not bar.disable; bar.update()",
+    ),
+    "matplotlib": (
+        "import matplotlib; matplotlib.use('agg'); import matplotlib.pyplot as plt; "
+        "figure = plt.figure(); atexit.register(plt.close, 'all')",
+        "assert plt.get_fignums(); "
+        "figure.savefig(f'{i}.png')",
+    ),
+    "tensorboardX": (
+        "from tensorboardX import SummaryWriter; writer = SummaryWriter('runs')",
+        "writer.add_scalar('loss', 1.0, i)",
+    ),
+    "distributed": (
+        "from distributed import Client; client = Client(processes=False, dashboard_address=None)",
+        "assert client.submit(abs, -1).result(timeout=20) == 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("library", OTHERS)
+def test_others_are_open_for_the_last_calls(library: str, tmp_path: Path) -> None:
+    """B1: a row of the table: the library, opened after the import, serves the last calls."""
+    pytest.importorskip(library)
+    opened, used = OTHERS[library]
+    told, err = run(
+        f"""
+        import os
+        os.chdir({str(tmp_path)!r})
+        from background import background
+        {opened}
+        @background
+        def call(i):
+            if i == 0:
+                threading.main_thread().join(0.2)
+            {used}
+            tell(str(i))
+        for i in range(3):
+            call(i)
+        """,
+        tmp_path,
+    )
+    assert told == ["0", "1", "2"], err
+    assert "Traceback" not in err
+    if library == "logging":
+        assert (tmp_path / "mine.log").read_text().split() == ["line"] * 3
+    if library == "tensorboardX":
+        (events,) = (tmp_path / "runs").iterdir()
+        assert events.read_bytes().count(b"loss") == 3
+
+
+def test_who_ends_when(tmp_path: Path) -> None:
+    """B1: the order of the table: first drain, threads, hooks backwards, second drain, modules."""
+    told, err = run(
+        """
+        atexit.register(tell, "hook from before the import")
+        from background import background
+        @background
+        def call(text):
+            tell(text)
+        def thread():
+            threading.main_thread().join()
+            tell("thread")
+        def hook():
+            tell("hook from after the import")
+            background(tell)("call of a hook")
+        class Module:
+            def __del__(self, tell=os.write):
+                tell(1, b"module")
+                tell(1, b"\\n")
+        kept = Module()
+        atexit.register(hook)
+        threading.Thread(target=thread).start()
+        call("call")
+        """,
+        tmp_path,
+    )
+    assert told == [
+        "call",
+        "thread",
+        "hook from after the import",
+        "call of a hook",
+        "hook from before the import",
+        "module",
+    ], err
