@@ -95,6 +95,7 @@ def parser() -> Parser:
     )
     worker.add_argument("--workers", type=positive_count, default=1, help="how many at once")
     worker.add_argument("--drain", action="store_true", help="end when no call waits any more")
+    worker.add_argument("--create", action="store_true", help="make the file if there is none")
     worker.add_argument(
         "--synchronous",
         choices=["NORMAL", "FULL"],
@@ -134,7 +135,11 @@ def run(given: argparse.Namespace) -> int:
         return 0
     if given.command == "worker":
         return durable.worker(
-            given.path, given.workers, drain=given.drain, synchronous=given.synchronous
+            given.path,
+            given.workers,
+            drain=given.drain,
+            synchronous=given.synchronous,
+            create=given.create,
         )
     if given.command == "status":
         return durable.status(given.path, as_json=given.json)

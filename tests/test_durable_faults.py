@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from test_durable import end, environment, executor, file, quiet, say
+from test_durable import command, end, environment, executor, file, quiet, say
 
 from background import SQLiteExecutor
 
@@ -160,3 +160,25 @@ def test_a_folder_that_cannot_be_entered(quiet: SQLiteExecutor, monkeypatch: Any
         assert not log.errors
     say("worker", "--drain", quiet._path)
     assert future.result(60) == 3
+
+
+# -- Telling -------------------------------------------------------------------------------
+
+
+def test_a_worker_makes_no_file(file: Path) -> None:
+    """D3: the worker of a file that isn't there says so, and makes one only if it is told to."""
+    _, err = end(command("worker", "--drain", file), 2)
+    assert err == f"python -m background worker: there is no file {file}\n"
+    assert not file.exists()
+    say("worker", "--drain", "--create", file)
+    assert file.exists()
+
+
+def test_the_log_of_the_workers(executor: SQLiteExecutor, file: Path) -> None:
+    """D3: the log has a line for the start of the workers and for each call that failed."""
+    executor.submit(fail, ValueError, "this one").exception(60)
+    assert executor.submit(abs, -1).result(60) == 1  # the line follows the outcome
+    log = Path(f"{file}.log").read_text()
+    assert f"runs the calls in {file}\n" in log
+    assert "call 1, fail(…), called at test_durable_faults.py" in log
+    assert "failed: ValueError: this one\n" in log

@@ -19,8 +19,10 @@ SHOWN = 10  # waiting calls in the table
 ORDER = ["running", "waiting", "failed", "dead", "cancelled", "succeeded"]
 
 
-def worker(path: str, workers: int, *, drain: bool, synchronous: str) -> int:
+def worker(path: str, workers: int, *, drain: bool, synchronous: str, create: bool) -> int:
     """Run calls in the foreground; return an exit code."""
+    if not create:
+        must_exist(path)
     return supervise(resolve(path), workers, 0.0 if drain else None, synchronous)
 
 
@@ -103,6 +105,10 @@ def purge(path: str, ids: list[int] | None) -> int:
 
 def open_store(path: str) -> Store:
     """Return the file; these commands make none."""
+    must_exist(path)
+    return Store(resolve(path), "NORMAL", 64_000)
+
+
+def must_exist(path: str) -> None:
     if not os.path.exists(path):
         raise StoreError(f"there is no file {path}")
-    return Store(resolve(path), "NORMAL", 64_000)

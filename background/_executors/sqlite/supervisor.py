@@ -104,6 +104,7 @@ def supervise(
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    say(f"runs the calls in {path}")
     wanted = workers
     # A worker whose supervisor was killed ends after its current call, now that we can be seen.
     while not beside and not stops and store.workers(life):

@@ -188,6 +188,8 @@ class Worker:
                     outcome, error, trace = failure(trouble)
                 else:
                     raise
+        if mine and error is not None:
+            say(f"call {claim.id}, {claim.call}, failed: {error.splitlines()[0]}")
         if not mine:
             say(f"{claim.call} was given to another worker, whose outcome counts")
         return mine
