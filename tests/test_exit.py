@@ -425,6 +425,24 @@ def test_exit_timeout_counts_once(tmp_path: Path) -> None:
     assert err.count("exit_timeout=2 s has passed") == 1, err
 
 
+def test_the_wait_is_announced_once(tmp_path: Path) -> None:
+    """W3: that the end waits is said once, though it waits for calls of hooks once more."""
+    told, err = run(
+        """
+        from background import background
+        @background
+        def call(text):
+            threading.Event().wait(1.5)
+            tell(text)
+        atexit.register(call, "hook")
+        call("first")
+        """,
+        tmp_path,
+    )
+    assert told == ["first", "hook"], err
+    assert err.count("the program's end waits for") == 1, err
+
+
 def test_ctrl_c_while_a_process_ends(tmp_path: Path) -> None:
     """P3: Ctrl-C ends the wait for what a worker process still does, and keeps the status."""
     (tmp_path / "leaves.py").write_text(
@@ -517,8 +535,7 @@ OTHERS = {
     "matplotlib": (
         "import matplotlib; matplotlib.use('agg'); import matplotlib.pyplot as plt; "
         "figure = plt.figure(); atexit.register(plt.close, 'all')",
-        "assert plt.get_fignums(); "
-        "figure.savefig(f'{i}.png')",
+        "assert plt.get_fignums(); figure.savefig(f'{i}.png')",
     ),
     "tensorboardX": (
         "from tensorboardX import SummaryWriter; writer = SummaryWriter('runs')",
