@@ -721,6 +721,13 @@ def test_a_child_that_comes_back(executor: SQLiteExecutor, tmp_path: Path) -> No
     assert calls.lines(log) == ["returned"] * 2
 
 
+def said_after_start(worker: subprocess.Popen[str]) -> str:
+    """Return the first line that a worker writes after the one that says that it starts."""
+    assert worker.stderr is not None
+    assert "runs the calls in" in worker.stderr.readline()
+    return worker.stderr.readline()
+
+
 def test_ctrl_c_ends_a_worker(quiet: SQLiteExecutor, file: Path, tmp_path: Path) -> None:
     """Durable: Ctrl-C ends a worker in the foreground after its call; the next one waits."""
     path = str(tmp_path / "call")
@@ -729,7 +736,7 @@ def test_ctrl_c_ends_a_worker(quiet: SQLiteExecutor, file: Path, tmp_path: Path)
     calls.until(f"{path}.started")
     worker.send_signal(signal.SIGINT)
     assert worker.stderr is not None
-    assert "ends after the current call" in worker.stderr.readline()
+    assert "ends after the current call" in said_after_start(worker)
     assert [call.state for call in quiet.calls()] == ["running", "waiting"]
     Path(f"{path}.gate").touch()
     assert end(worker) == ("", "")
@@ -746,7 +753,7 @@ def test_a_second_ctrl_c(quiet: SQLiteExecutor, file: Path, tmp_path: Path) -> N
     pid = int(calls.lines(f"{path}.log")[0].split()[1])
     worker.send_signal(signal.SIGINT)
     assert worker.stderr is not None
-    assert "the same signal again kills that" in worker.stderr.readline()
+    assert "the same signal again kills that" in said_after_start(worker)
     for _ in range(5):  # within a second it counts once, as `timeout` sends it
         worker.send_signal(signal.SIGINT)
     assert not gone(pid)
