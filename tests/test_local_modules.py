@@ -1,5 +1,7 @@
 """What no other process can import goes by value: D1 of the contract."""
 
+import contextlib
+import importlib
 import importlib.util
 import os
 import pickle
@@ -143,9 +145,10 @@ def test_other_modules_go_by_name() -> None:
 
     import matplotlib.pyplot
     import pandas as pd
-    import scipy.stats
 
-    assert all([scipy.stats, matplotlib.pyplot, xml.sax.expatreader])
+    with contextlib.suppress(ImportError):  # the largest of them, where it is there
+        importlib.import_module("scipy.stats")
+    assert all([matplotlib.pyplot, xml.sax.expatreader])
     assert local_modules() - {name for name in local_modules() if "test" in name} <= {
         "__main__",
         "__mp_main__",
