@@ -214,10 +214,12 @@ def failed(trial: Trial) -> str:
     until(lambda: trial.count("ended next") or worker.poll() is not None)
     if not trial.count("ended next"):
         return "ends the worker"
-    if "the call has failed" in trial.errors("work"):
-        return "logged by the worker"
-    trial.put("kept")
-    return "kept with its traceback" if trial.count("kept") else "silent"
+    logged = "the call has failed" in trial.errors("work")
+    if trial.ours or not logged:
+        trial.put("kept")
+    if trial.count("kept"):
+        return "kept with its traceback"
+    return "logged by the worker" if logged else "silent"
 
 
 @feature("the result comes back to the caller")
