@@ -109,21 +109,23 @@ class ProgramEnd:
         """Cancel what has not started, and say how many calls that were and what still runs."""
         self.given_up = True
         calls: list[Call[Any]] = []
-        running: list[Call[Any]] = []
+        running: list[tuple[Call[Any], str]] = []
         for _ in range(3):  # a second Ctrl-C ends the step that hangs, a done callback say
             try:
                 calls = [call for call in list(pending) if not call._executor._outlives]
-                running = [call for call in calls if call.running()]
+                running = [
+                    (call, f"; {describe(call)} {standing(call)}, and is given up")
+                    for call in calls
+                    if call.running()
+                ]
                 self.drop(calls)
                 break
             except BaseException as error:
                 self.take_note(error)
         # Given up means that nobody waits for it any more, its pool neither.
-        names: list[str] = []
         ends = True
-        for call in running:
+        for call, _ in running:
             try:
-                names.append(f"; {describe(call)} {standing(call)}, and is given up")
                 ends = call._executor._give_up(call) and ends
             except BaseException as error:  # somebody's own pool
                 self.take_note(error)
@@ -137,7 +139,7 @@ class ProgramEnd:
             why,
             self.dropped,
             "s" * (self.dropped != 1),
-            "".join(names),
+            "".join(name for _, name in running),
         )
 
     def drop(self, calls: list[Call[Any]]) -> None:

@@ -10,7 +10,7 @@ ROOT = Path(background.__file__).parent
 # From the ground up: no file imports one of its own line or of a line above it.
 FLOORS = """
 _pickling.modules
-_pickling.names _snapshot.snapshot _core.telling _executors.sqlite.access
+_pickling.names _snapshot.snapshot _core.telling _core.future _executors.sqlite.access
 _pickling.functions _snapshot.objects _executors.sqlite.file
 _pickling.errors _pickling.refusals _snapshot.containers _snapshot.libraries _executors.sqlite.locks
 _pickling.calls
@@ -18,7 +18,7 @@ _platform _executors.process.channel _pickling _errors _core.naming
 _executors.process.worker _executors.sqlite.store _snapshot _core.ledger
 _executors.sqlite.supervisor _core.failures _core.hints _core.circles
 _core.waiting
-_executors.sqlite.worker _core.future
+_executors.sqlite.worker _core.results
 _core.call
 _core.executor
 _debug _progress _signals _executors.elsewhere _executors.workers

@@ -14,7 +14,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from background._core.failures import Guard, Unseen, failures, own_files, trace_of, unseen, watch
-from background._core.future import Future
 from background._core.hints import LONG, computing
 from background._core.ledger import (
     CANCELLED,
@@ -31,6 +30,7 @@ from background._core.ledger import (
     waiting,
 )
 from background._core.naming import describe
+from background._core.results import Results
 from background._core.telling import ERROR, depth_in, made_by_handler, report, telling
 from background._core.waiting import Shared
 
@@ -43,7 +43,7 @@ T = TypeVar("T")
 PATIENCE = 100  # tenths of a second
 
 
-class Call(Future[T]):
+class Call(Results[T]):
     """One call and its future, in one object: a call that waits costs no more than this."""
 
     __slots__ = ()

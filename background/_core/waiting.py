@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 from collections.abc import Callable, Generator
-from concurrent.futures import CancelledError
-from contextlib import suppress
 from queue import Empty, SimpleQueue
 from time import monotonic
 from types import CodeType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from background._core.circles import held_up_by, standard_wait
+from background._core.future import Future
 from background._core.ledger import ENDING, Thread, threads, waiting
 from background._core.naming import describe
 
@@ -55,7 +53,7 @@ class Shared:
             bell.put(None)
 
 
-class Waits(concurrent.futures.Future[T]):
+class Waits(Future[T]):
     """A future as far as it is waited for, without the standard future's lock.
 
     The fields of the standard future are slots here; what those who wait share is made when
@@ -108,40 +106,7 @@ class Waits(concurrent.futures.Future[T]):
             self._help()  # F4: a worker that awaits, in a loop of its own
         if here is not None and here.call is not None and here.call._executor._overlaps:
             return self._await_in(here.call)
-        return self._await_outside()
-
-    def _await_outside(self) -> Generator[Any, None, T]:
-        """Wait for the outcome on any asyncio event loop.
-
-        Cancelling the waiting task ends the wait and leaves the call alone, so that several
-        tasks may wait for one call; `cancel` cancels the call.
-        """
-        import asyncio.events  # here: whoever awaits has it, and nobody else need load it
-
-        if not self.done():
-            loop = asyncio.events.get_running_loop()
-            woken = loop.create_future()
-
-            def wake() -> None:
-                if not woken.done():
-                    woken.set_result(None)
-
-            def tell(_: concurrent.futures.Future[T]) -> None:
-                with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                    loop.call_soon_threadsafe(wake)
-
-            self.add_done_callback(tell)
-            try:
-                yield from woken
-            finally:  # a wait that was cancelled leaves nothing behind
-                with suppress(AttributeError, ValueError):
-                    cast(Any, self)._shared.callbacks.remove(tell)
-        try:
-            return self.result()
-        except CancelledError:
-            raise asyncio.CancelledError from None
-        finally:
-            del self  # the traceback of a failure keeps this frame
+        return super().__await__()
 
     def _await_in(self, coroutine: Call[Any]) -> Generator[Any, None, T]:
         """Wait in a coroutine or a task of it: who waits for that may have to run this call."""
@@ -149,7 +114,7 @@ class Waits(concurrent.futures.Future[T]):
         awaited[key] = self  # first: of two that wait, the second one sees both
         try:
             nudge_all()
-            return (yield from self._await_outside())
+            return (yield from super().__await__())
         finally:
             del awaited[key], self, coroutine  # as in `Future.__await__`
 

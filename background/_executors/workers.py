@@ -72,22 +72,16 @@ class Queue:
 
 
 class WorkerThread(threading.Thread):
-    """A thread for which the interpreter's end doesn't wait, as for one that is `daemon`.
+    """A thread for which nobody waits at the interpreter's end, as for one that is `daemon`.
 
     Threads that a call starts inherit that property, and would be lost at the program's end
-    where those that an inline call starts are not. So it is one to the interpreter alone,
-    which asks before the thread runs.
+    where those that an inline call starts are not. So while a call runs it is none.
     """
-
-    _runs = False
 
     @property
     def daemon(self) -> bool:  # type: ignore[override]  # pyright: ignore[reportIncompatibleVariableOverride]
-        return not self._runs
-
-    def run(self) -> None:
-        self._runs = True
-        super().run()
+        here = threads.get(self.ident or 0)
+        return here is None or here.call is None
 
 
 class Worker:
