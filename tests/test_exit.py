@@ -548,10 +548,15 @@ OTHERS = {
 }
 
 
+STARTS_THREADS = ("concurrent.futures.thread", "tensorboardX", "distributed")
+
+
 @pytest.mark.parametrize("library", OTHERS)
 def test_others_are_open_for_the_last_calls(library: str, tmp_path: Path) -> None:
     """B1: a row of the table: the library, opened after the import, serves the last calls."""
     pytest.importorskip(library)
+    if library in STARTS_THREADS and sys.version_info[:2] == (3, 12):
+        pytest.skip("Python 3.12 starts no thread once the program's end has begun")
     opened, used = OTHERS[library]
     told, err = run(
         f"""

@@ -49,7 +49,10 @@ sys.path[:], sys.argv[:], folders = marshal.loads(read(int.from_bytes(read(8), "
 sys.modules["background"] = type(sys)("background")
 sys.modules["background"].__path__ = folders
 from background._executors.process.worker import main
-del sys.modules["background"], read, folders, marshal, os
+# Whoever imports the package here gets it whole, from its beginning.
+for name in ("background", "background._executors", "background._executors.process"):
+    del sys.modules[name]
+del name, read, folders, marshal, os
 main({connection}, {life}, {tracker})
 """
 
