@@ -54,7 +54,7 @@ def put(*args):
     executor.submit(calls.call, *args)
 def work():
     from background.__main__ import main
-    main(["worker", folder + "/queue"])
+    main(["worker", "--create", folder + "/queue"])
 """,
     "huey": """
 from huey import SqliteHuey

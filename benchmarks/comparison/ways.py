@@ -579,7 +579,7 @@ class OursDurable(Durable):
     def work(self) -> None:
         from background.__main__ import main
 
-        main(["worker", self.path])
+        main(["worker", "--create", self.path])
 
 
 class Huey(Durable):
