@@ -81,8 +81,9 @@ class ProgramEnd:
 
     def deadline(self) -> float | None:
         """Return when all must be over; soon, if the calls were given up."""
-        ends = [] if self.began is None or settings.exit_timeout is None else [self.began]
-        ends = [began + (settings.exit_timeout or 0) for began in ends]
+        ends: list[float] = []
+        if self.began is not None and settings.exit_timeout is not None:
+            ends.append(self.began + settings.exit_timeout)
         if self.given_up:
             ends.append(monotonic() + 1)
         return min(ends, default=None)

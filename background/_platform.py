@@ -113,14 +113,13 @@ class PoolThreads:
     def enter(self) -> None:
         """Have what this thread starts be no daemon."""
         here: Any = threading.current_thread()
-        if here._daemonic and here not in self.made and _is_of_pool(here):
+        if here._daemonic and here not in self.made and here in _pool_queues():
             self.made.add(here)
             here._daemonic = False
 
     def abandon(self, thread: threading.Thread) -> bool:
         """Have the interpreter's end not wait for a thread; return False if it will."""
-        queues: Any = getattr(concurrent.futures.thread, "_threads_queues", {})
-        queues.pop(thread, None)  # that module waits, too
+        _pool_queues().pop(thread, None)  # that module waits, too
         if thread in self.made or thread.daemon:
             return True
         inner: Any = threading
@@ -183,9 +182,9 @@ def leave_join() -> bool:
     return True
 
 
-def _is_of_pool(thread: threading.Thread) -> bool:
-    queues: Any = getattr(concurrent.futures.thread, "_threads_queues", {})
-    return thread in queues
+def _pool_queues() -> Any:
+    """Return the threads of all `ThreadPoolExecutor`s, for which their module waits at the end."""
+    return getattr(concurrent.futures.thread, "_threads_queues", {})
 
 
 pool_threads = PoolThreads()

@@ -61,7 +61,6 @@ class configure:
         debug: whether to look for arguments that change between a call and its start: a
             warning names the call and the argument, once for each function and argument. It
             reads all arguments twice; False, the default, costs nothing.
-
         drain_on: a signal, or several, that end the program as `sys.exit(128 + number)` does,
             draining the calls within `exit_timeout`: schedulers and containers send SIGTERM,
             whose default action loses all calls that wait. A handler that was there is

@@ -58,6 +58,15 @@ def nothing_left() -> Iterator[None]:
     background.flush(30)
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Leave it to reference counts alone."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
 GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 

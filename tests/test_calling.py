@@ -8,7 +8,6 @@ import threading
 import time
 import tracemalloc
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import Executor
 
 import pytest
@@ -91,15 +90,6 @@ def test_context_variables(executor_in_memory: Executor) -> None:
     variable.set(2)
     assert (first.result(), executor_in_memory.submit(see).result()) == (1, 2)
     assert variable.get() == 2
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Leave it to reference counts alone."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 class Big:

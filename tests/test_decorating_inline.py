@@ -1,27 +1,16 @@
 """Functions that are decorated where they are called: nothing of them stays."""
 
 import functools
-import gc
 import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 
 import pytest
 
 from background import Future, ProcessExecutor, ThreadExecutor, background, flush
 from background._executors.workers import WorkerExecutor
-
-
-@pytest.fixture
-def no_collector() -> Iterator[None]:
-    """Show what only the collector would free."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 class Large:

@@ -21,7 +21,9 @@ class StandardWait:
     """A thread's wait in `concurrent.futures.wait` or `as_completed`, which tell nobody of it."""
 
     def __init__(self, futures: list[Any], every: bool, timeout: float | None) -> None:
-        self.futures = futures  # that are not done
+        # Of the futures that are not done.
+        self.calls: list[Any] = [each for each in futures if hasattr(each, "_executor")]
+        self.others = len(self.calls) < len(futures)  # whether there are futures of others
         self.every = every  # whether it ends only when all of them are done
         self.timeout = timeout
 
@@ -29,10 +31,7 @@ class StandardWait:
         """Tell whether it can't: one of the futures is known to wait for this thread."""
         return self.timeout is None and (
             self.every
-            or all(
-                hasattr(future, "_executor") and held_up_by(future, here) == []
-                for future in self.futures
-            )
+            or (not self.others and all(held_up_by(call, here) == [] for call in self.calls))
         )
 
 
@@ -71,10 +70,10 @@ def held_up_by(call: Call[Any], here: Thread) -> list[Call[Any]] | None:
         if each in needs:
             continue
         if isinstance(each, StandardWait):
-            calls = [future for future in each.futures if hasattr(future, "_executor")]
+            calls = each.calls
             if each.every:
                 conjunctions.add(each)
-            if each.timeout is not None or (len(calls) < len(each.futures) and not each.every):
+            if each.timeout is not None or (each.others and not each.every):
                 calls = []  # it may end by itself, or by a future of somebody else
             if not calls:
                 moving.add(each)

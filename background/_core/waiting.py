@@ -215,11 +215,12 @@ class Waits(Future[T]):
 
     def _before_standard_wait(self, here: Thread) -> None:
         """Have a call that is about to wait by the standard library not wait for itself."""
-        outer, wait = here.waits_for, standard_wait(here)
+        outer = here.waits_for
         try:
             while not self.done() and self._clear_way(here):
                 pass
         except RuntimeError:
+            wait = standard_wait(here)  # only now: it looks at all futures of the wait
             if wait is None or wait.can_never_end(here):
                 raise
         finally:

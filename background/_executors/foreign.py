@@ -42,9 +42,10 @@ class ForeignExecutor(Executor):
     def _accept(self, call: Call[Any]) -> None:
         if self._closed:
             raise RuntimeError(SHUT_DOWN)
-        if self._process != os.getpid() or isinstance(call._function, Failed):
+        forked = self._process != os.getpid()
+        if forked or isinstance(call._function, Failed):
             # E4: the workers of the pool stayed behind at the fork; or there is nothing to run.
-            if self._process != os.getpid() and not self._told:
+            if forked and not self._told:
                 self._told = True
                 report(
                     WARNING,

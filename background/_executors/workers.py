@@ -306,9 +306,8 @@ def _arrive(
     return executor or _executors.setdefault(key, kind(**options))
 
 
-_leaving: dict[
-    Worker, None
-] = {}  # those whose last call is done, while they release what they have
+# Those whose last call is done, while they release what they have.
+_leaving: dict[Worker, None] = {}
 _ended = False  # the program's end has waited for all calls: later ones run in their caller
 
 
