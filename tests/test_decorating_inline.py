@@ -93,3 +93,15 @@ def test_a_callback_that_takes_long_holds_up_no_other_worker() -> None:
         assert entered.wait(20)
         assert executor.submit(abs, -1).result(20) == 1
         gate.set()
+
+
+def test_workers_that_have_ended_are_not_listed() -> None:
+    """C6: `threading.enumerate` lists no thread of an executor that was shut down."""
+    before = set(threading.enumerate())
+    for _ in range(3):
+        with ThreadExecutor() as executor:
+            assert executor.submit(abs, -1).result(20) == 1
+    deadline = time.monotonic() + 20
+    while set(threading.enumerate()) - before:  # the last lines of a thread come after its end
+        assert time.monotonic() < deadline, threading.enumerate()
+        time.sleep(0.001)

@@ -122,7 +122,8 @@ class Worker:
         except IndexError:
             return
         try:
-            WorkerThread(target=self.work, name=name).start()
+            # Stated: else it would be that of this bare thread, which would be listed for ever.
+            WorkerThread(target=self.work, name=name, daemon=True).start()
         except RuntimeError:  # no further thread: this one will do
             self.work()
 
